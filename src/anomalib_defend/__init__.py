@@ -1,0 +1,43 @@
+"""Multi-object semantic novelty detection for anomalib.
+
+The training images define "normal" as their dominant object category; an image is novel when that object is missing,
+whatever else it shows.
+
+Reading order, along the path that an image takes:
+
+1. ``data.semantic`` (the protocol: categories + setting -> normal / novel), then one file per format, ``data.voc`` ...
+2. ``pre_processing`` (resize and normalise, the same numbers in training, on the command line and after export)
+3. ``nn.vit`` (patch tokens, attention of a timm ViT), ``nn.crops``, ``nn.sinkhorn``, ``nn.prototypes``, ``nn.masking``
+4. ``models.defend.torch_model``, ``models.defend.loss`` (the two stages), ``nn.score`` (patch distance -> score, map)
+5. ``models.defend.lightning_model`` (optimisers, epochs, checkpoints)
+6. ``post_processing`` (threshold from normal images, strictly monotone scaling)
+
+Importing this package imports nothing else: the public names below are resolved on first use.
+"""
+
+TYPE_CHECKING = False  # typing's own constant costs an import of typing, at every start of the interpreter
+if TYPE_CHECKING:
+    from anomalib_defend.data import SemanticVOC
+    from anomalib_defend.models import Defend
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Defend": "anomalib_defend.models",
+    "SemanticVOC": "anomalib_defend.data",
+}
+
+__all__ = ["Defend", "SemanticVOC", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _EXPORTS:
+        from importlib import import_module  # noqa: PLC0415 - as above
+
+        return getattr(import_module(_EXPORTS[name]), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

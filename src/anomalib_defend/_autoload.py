@@ -1,0 +1,112 @@
+"""Makes the plugin's bare names known to anomalib: ``--model Defend``, ``--data SemanticVOC``, ``get_model("defend")``.
+
+anomalib has no entry points for plugins, so two things happen instead:
+
+- ``anomalib_defend.models`` and ``anomalib_defend.data`` end with a call of :func:`register_models` and
+  :func:`register_data`: whoever imports them has them registered.
+- ``anomalib_defend_autoload.pth`` calls :func:`install` when the interpreter starts. It leaves a finder on
+  ``sys.meta_path`` that imports those two modules as soon as anomalib's own have been imported.
+
+This module runs at every start of the interpreter: it imports nothing but ``sys`` and ``os``, which are loaded anyway.
+"""
+
+import os
+import sys
+
+OPT_OUT = "ANOMALIB_DEFEND_AUTOLOAD"
+
+TYPE_CHECKING = False  # typing's own constant costs an import of typing
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+
+def register_models() -> None:
+    """Add the plugin's models to ``anomalib.models``, also for ``get_model({"class_path": ...})``."""
+    _register("models")
+    sys.modules["anomalib.models"].ALLOWED_MODULES.update(("anomalib_defend", "anomalib_defend.models"))
+
+
+def register_data() -> None:
+    """Add the plugin's datamodules to ``anomalib.data``."""
+    _register("data")
+
+
+def _register(part: str) -> None:
+    plugin, host = sys.modules[f"anomalib_defend.{part}"], sys.modules[f"anomalib.{part}"]
+    for name in plugin.__all__:
+        setattr(host, name, getattr(plugin, name))
+        if name not in host.__all__:
+            host.__all__.append(name)
+
+
+def install() -> None:
+    """Import the plugin whenever anomalib is imported, unless ``ANOMALIB_DEFEND_AUTOLOAD=0``."""
+    if os.environ.get(OPT_OUT) != "0" and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Imports the plugin after the outermost import of an anomalib module has run.
+
+    The outermost one, because the plugin needs complete modules: ``anomalib.models`` may be imported by a half-executed
+    ``anomalib.engine``, or by a half-executed module of this package. Only that module's loader is touched.
+    """
+
+    def __init__(self) -> None:
+        self._pending = ["models", "data"]
+        self._busy = False  # an anomalib module or the plugin is being executed
+
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        """Let the finders behind this one find the module, and have its execution followed by the plugin's."""
+        if self._busy or name.partition(".")[0] not in {"anomalib", "anomalib_defend"} or self not in sys.meta_path:
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    self._follow(spec.loader)
+                return spec
+        return None
+
+    def _follow(self, loader: object) -> None:
+        execute: Callable[[ModuleType], None] = loader.exec_module  # type: ignore[attr-defined]
+
+        def exec_module(module: "ModuleType") -> None:
+            self._busy = True
+            try:
+                execute(module)
+                self._import_plugin()
+            finally:
+                self._busy = False
+
+        loader.exec_module = exec_module  # type: ignore[attr-defined]
+
+    def _import_plugin(self) -> None:
+        from importlib import import_module  # noqa: PLC0415 - not needed at most starts
+
+        try:
+            for part in [part for part in self._pending if f"anomalib.{part}" in sys.modules]:
+                self._pending.remove(part)
+                import_module(f"anomalib_defend.{part}")
+        except Exception as error:  # whatever is wrong with the plugin, anomalib has to work
+            self._pending.clear()
+            _warn(error)
+        if not self._pending and self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+def _warn(error: Exception) -> None:
+    import warnings  # noqa: PLC0415 - not needed at most starts
+
+    message = (
+        f"anomalib-defend could not be loaded, anomalib goes on without it: {type(error).__name__}: {error}. "
+        f"Set {OPT_OUT}=0 to stop anomalib from loading it."
+    )
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:  # python -W error
+        print(message, file=sys.stderr)
