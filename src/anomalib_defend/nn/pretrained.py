@@ -1,0 +1,126 @@
+"""Teacher weights: timm's own or a local file, loaded strictly."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
+from timm.models import load_state_dict as read_state_dict
+from torch import Tensor
+
+CLASSIFIER_PREFIXES = ("head.", "head_dist.", "fc_head.", "pre_logits.")
+
+
+def load_pretrained(vit: VisionTransformer, backbone: str) -> None:
+    """Load timm's pretrained weights: from its file, else the hub's cache, else the network, which must answer at once.
+
+    Raises:
+        ConnectionError: If the weights are not on this machine and cannot be fetched.
+    """
+    config = timm.get_pretrained_cfg(backbone)
+    overlay = {}
+    if not config.file:
+        cached = _cached_file(config.hf_hub_id, config.hf_hub_filename)
+        if cached:
+            overlay = {"file": cached}
+        else:
+            _require_network(backbone, config)
+    try:
+        source = timm.create_model(backbone, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay or None)
+    except OSError as error:
+        raise ConnectionError(_offline_message(backbone, str(error))) from error
+    load_state_dict(vit, source.state_dict(), f"timm's weights of {backbone!r}")
+
+
+def load_weights(vit: VisionTransformer, path: str | Path) -> None:
+    """Load a local ``.safetensors`` or ``.pth`` file (tensors only, no pickled code) into the encoder.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file does not hold this encoder's weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"weights={str(path)!r}: no such file (working directory {Path.cwd()})."
+        raise FileNotFoundError(msg)
+    try:
+        state = read_state_dict(str(path), use_ema=False, weights_only=True)
+    except Exception as error:  # safetensors and torch raise many types for a damaged or unsafe file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = f"weights={str(path)!r} is not a readable .safetensors file or tensors-only .pth file: {reason}"
+        raise ValueError(msg) from error
+    load_state_dict(vit, state, f"weights={str(path)!r}")
+
+
+def load_state_dict(vit: VisionTransformer, state: dict[str, Tensor], source: str) -> None:
+    """Load encoder weights strictly, as float32; classifier keys are dropped, the position embedding is resampled.
+
+    Raises:
+        ValueError: If any other tensor is missing, unknown, of another shape, or not finite; names them.
+    """
+    state = {key: value.float() for key, value in state.items() if not key.startswith(CLASSIFIER_PREFIXES)}
+    own = vit.state_dict()
+    position = state.get("pos_embed")
+    if position is not None and vit.pos_embed is not None and position.shape != vit.pos_embed.shape:
+        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        side = round((position.shape[1] - prefix) ** 0.5)
+        if position.ndim == 3 and side * side == position.shape[1] - prefix:
+            grid = list(vit.patch_embed.grid_size)
+            state["pos_embed"] = resample_abs_pos_embed(position, grid, num_prefix_tokens=prefix)
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in sorted(own.keys() & state.keys())
+            if own[key].shape != state[key].shape
+        ],
+        "not finite": sorted(key for key, value in state.items() if not torch.isfinite(value).all()),
+    }
+    found = [
+        f"{len(keys)} tensors {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in problems.items()
+        if keys
+    ]
+    if found:
+        msg = f"{source} do not fit the encoder: {'; '.join(found)}. Check backbone= against the file."
+        raise ValueError(msg)
+    vit.load_state_dict(state)
+
+
+def _cached_file(repo: str | None, filename: str | None) -> str | None:
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - slow to import, needed here alone
+
+    for name in [filename] if filename else ["model.safetensors", "pytorch_model.bin"]:
+        path = try_to_load_from_cache(repo, name) if repo else None
+        if isinstance(path, str):
+            return path
+    return None
+
+
+def _require_network(backbone: str, config: timm.models.PretrainedCfg) -> None:
+    """Ask the host of the weights for an answer within seconds; timm's own retries take most of a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise ConnectionError(_offline_message(backbone, "HF_HUB_OFFLINE is set"))
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if config.hf_hub_id else config.url
+    if not host:
+        raise ConnectionError(_offline_message(backbone, "timm has no pretrained weights under this name"))
+    try:
+        urllib.request.urlopen(urllib.request.Request(host, method="HEAD"), timeout=5).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        pass  # the host answers
+    except (OSError, ValueError) as error:
+        raise ConnectionError(_offline_message(backbone, f"{host} does not answer: {error}")) from error
+
+
+def _offline_message(backbone: str, reason: str) -> str:
+    return (
+        f"The pretrained weights of {backbone!r} are not on this machine and cannot be fetched ({reason}). "
+        "Pass weights=<a local .safetensors or .pth file of this encoder>, or pre_trained=False for a random teacher."
+    )

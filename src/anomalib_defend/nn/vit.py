@@ -1,0 +1,185 @@
+"""Patch tokens and attention of a timm ViT.
+
+Shapes: B images, N = (H / p)(W / p) patch tokens, P prefix tokens ([CLS], distillation, registers), D channels.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+from timm.layers import LayerScale, build_sincos2d_pos_embed, resample_abs_pos_embed
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from . import digits_vit  # noqa: F401 - registers the example's encoder with timm
+
+
+def data_config(backbone: str) -> dict:
+    """Input size and normalisation that a timm encoder was pretrained with, without building it.
+
+    Returns:
+        ``{"image_size": (H, W), "mean": (3 floats), "std": (3 floats)}``.
+
+    Raises:
+        ValueError: If timm does not know the name.
+    """
+    name, _, tag = backbone.partition(".")
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    known = timm.list_models(f"{name}*") or timm.list_models("vit_*")
+    if config is None:
+        msg = f"backbone={backbone!r} is not a timm model. Similar names: {', '.join(known[:8])}."
+        raise ValueError(msg)
+    if tag:
+        try:
+            config = timm.get_pretrained_cfg(backbone)
+        except RuntimeError as error:
+            msg = f"backbone={backbone!r}: timm has no pretrained tag {tag!r} for {name!r}."
+            raise ValueError(msg) from error
+    return {"image_size": tuple(config.input_size[-2:]), "mean": tuple(config.mean), "std": tuple(config.std)}
+
+
+def create_vit(backbone: str, image_size: tuple[int, int], drop_path_rate: float = 0.0) -> VisionTransformer:
+    """Build a timm ViT without classifier for inputs of ``image_size`` (height, width), randomly initialised.
+
+    Raises:
+        ValueError: If the name is not a plain ViT, or the size is not a multiple of its patch size.
+    """
+    data_config(backbone)  # a wrong name is named as such
+    try:
+        vit = timm.create_model(backbone, num_classes=0, img_size=image_size, drop_path_rate=drop_path_rate)
+    except (TypeError, AssertionError) as error:
+        msg = f"backbone={backbone!r} cannot be built as a ViT for image_size={image_size}: {error}"
+        raise ValueError(msg) from error
+    if not isinstance(vit, VisionTransformer):
+        msg = (
+            f"backbone={backbone!r} is a {type(vit).__name__}; Defend takes timm's VisionTransformer family "
+            "(vit_*, deit_*), whose patch tokens it distils."
+        )
+        raise ValueError(msg)
+    patch = vit.patch_embed.patch_size
+    if image_size[0] % patch[0] or image_size[1] % patch[1]:
+        msg = f"image_size={image_size} must be a multiple of the patch size {patch} of {backbone!r}."
+        raise ValueError(msg)
+    vit.patch_embed.strict_img_size = False  # crops are smaller than the input
+    return vit
+
+
+def init_student(vit: VisionTransformer) -> None:
+    """Initialise a student in place (design of the paper's code, as in MAE).
+
+    Xavier-uniform linear layers and patch embedding, zero biases, unit norms and layer scales, prefix tokens
+    N(0, 0.02), fixed 2-D sin-cos position embedding.
+    """
+    for module in vit.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, LayerScale):
+            nn.init.ones_(module.gamma)  # 1e-5, as for fine-tuning, would switch a fresh block off
+    for token in _prefix_tokens(vit):
+        nn.init.normal_(token, std=0.02)
+    if vit.pos_embed is not None:
+        grid = build_sincos2d_pos_embed(list(vit.patch_embed.grid_size), dim=vit.embed_dim)
+        with torch.no_grad():
+            vit.pos_embed.zero_()
+            vit.pos_embed[0, -grid.shape[0] :] = grid
+        vit.pos_embed.requires_grad_(False)
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Patch, prefix and position embedding: [B, 3, H, W] -> [B, P + N, D].
+
+    As timm's own, except that the position embedding is resampled only where the size differs from the encoder's:
+    timm resamples always while a model is exported, which OpenVINO does not take.
+    """
+    x = vit.patch_embed(images)
+    position = vit.pos_embed
+    grid = (images.shape[-2] // vit.patch_embed.patch_size[0], images.shape[-1] // vit.patch_embed.patch_size[1])
+    if position is not None and grid != tuple(vit.patch_embed.grid_size):
+        position = resample_abs_pos_embed(
+            position,
+            list(grid),
+            list(vit.patch_embed.grid_size),
+            num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
+        )
+    prefix = [token.expand(x.shape[0], -1, -1) for token in _prefix_tokens(vit)]
+    if position is not None and vit.no_embed_class:
+        x = x + position
+    x = torch.cat([*prefix, x], dim=1)
+    if position is not None and not vit.no_embed_class:
+        x = x + position
+    return vit.norm_pre(x)
+
+
+def patch_tokens(
+    vit: VisionTransformer,
+    images: Tensor,
+    *,
+    keep: Tensor | None = None,
+    num_layers: int = 1,
+    final_norm: bool = True,
+) -> list[Tensor]:
+    """Patch tokens of the last blocks, f(x) for the last one; prefix tokens take part and are dropped at the end.
+
+    Args:
+        vit: The encoder.
+        images: Images, [B, 3, H, W].
+        keep: Patches that the encoder sees, [B, M] indices; the others are removed from the sequence. All if ``None``.
+        num_layers: Number of last blocks.
+        final_norm: Apply the encoder's final LayerNorm.
+
+    Returns:
+        One tensor [B, N or M, D] for each of the last ``num_layers`` blocks, the last block's at the end.
+    """
+    x = embed(vit, images)
+    prefix = vit.num_prefix_tokens
+    if keep is not None:
+        kept = x[:, prefix:].gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        x = torch.cat([x[:, :prefix], kept], dim=1)
+    layers = []
+    first = len(vit.blocks) - num_layers
+    for index, block in enumerate(vit.blocks):
+        x = block(x)
+        if index >= first:
+            layers.append(x[:, prefix:])
+    # timm keeps the final norm in fc_norm for encoders that pool by the mean; the other one is the identity
+    return [vit.fc_norm(vit.norm(tokens)) for tokens in layers] if final_norm else layers
+
+
+def has_cls_attention(vit: VisionTransformer) -> bool:
+    """Whether the last block attends from a [CLS] token in the way that `patch_tokens_and_attention` reads."""
+    attention = getattr(vit.blocks[-1], "attn", None)
+    return vit.cls_token is not None and all(hasattr(attention, name) for name in ("qkv", "q_norm", "k_norm", "scale"))
+
+
+def patch_tokens_and_attention(
+    vit: VisionTransformer, images: Tensor, *, num_layers: int = 1, final_norm: bool = True
+) -> tuple[list[Tensor], Tensor]:
+    """`patch_tokens` and, from the same pass, how much the last block's [CLS] attends to each patch (eq. 2).
+
+    The queries and keys are caught where the last block computes them; only the [CLS] query's row of the attention
+    matrix is formed.
+
+    Returns:
+        The layers' patch tokens, and a_p = mean over heads of softmax(q_cls k^T / sqrt(d)) at patch p, [B, N] float32.
+    """
+    caught: list[Tensor] = []
+    attention = vit.blocks[-1].attn
+    handle = attention.qkv.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+    try:
+        layers = patch_tokens(vit, images, num_layers=num_layers, final_norm=final_norm)
+    finally:
+        handle.remove()
+    batch, length, _ = caught[0].shape
+    q, k, _ = caught[0].reshape(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attention.q_norm(q[:, :, :1]), attention.k_norm(k)
+    weights = (q.float() * attention.scale @ k.float().transpose(-2, -1)).softmax(dim=-1)
+    return layers, weights[:, :, 0, vit.num_prefix_tokens :].mean(dim=1)
+
+
+def _prefix_tokens(vit: VisionTransformer) -> list[nn.Parameter]:
+    tokens = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
+    return [token for token in tokens if token is not None]
