@@ -1,0 +1,37 @@
+"""AUROC of the raw scores."""
+
+from __future__ import annotations
+
+from anomalib.data import Batch
+from anomalib.metrics import AnomalibMetric
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
+
+
+class _OrderAUROC(BinaryAUROC):
+    """AUROC that uses nothing but the order of the scores.
+
+    torchmetrics passes a batch through a sigmoid when one of its scores lies outside [0, 1]: batches then are no longer
+    comparable with each other, and large scores become ties.
+    """
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add scores and labels of any shape."""
+        self.preds.append(preds.flatten())
+        self.target.append(target.flatten().long())
+
+
+class AUROC(AnomalibMetric, _OrderAUROC):  # type: ignore[misc]
+    """Image AUROC as scikit-learn computes it on the scores before scaling.
+
+    Reads ``raw_score``, which `NormalQuantilePostProcessor` leaves on the batch when it scales the scores (float32
+    has too few numbers in [0, 1] to keep every pair of scores apart), else the field that it was given.
+    """
+
+    def update(self, batch: Batch, *args: object, **kwargs: object) -> None:
+        """Add a batch."""
+        raw = getattr(batch, "raw_score", None) if self.fields[0] == "pred_score" else None
+        if raw is None:
+            super().update(batch, *args, **kwargs)
+        else:
+            _OrderAUROC.update(self, raw, batch.gt_label)

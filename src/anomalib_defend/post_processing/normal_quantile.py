@@ -1,0 +1,148 @@
+"""Threshold from normal images alone, and scaling to (0, 1) that keeps the order of scores."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from anomalib.data import Batch, InferenceBatch
+from anomalib.post_processing import PostProcessor
+from lightning import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics.aggregation import CatMetric
+
+logger = logging.getLogger(__name__)
+
+
+class NormalQuantilePostProcessor(PostProcessor):
+    """Set the threshold where a share ``target_fpr`` of the normal validation images would be called novel.
+
+    anomalib's default needs novel validation images: with normal ones alone its threshold is their largest score, and
+    its scaling clamps, which makes ties and damages AUROC. Here a score s is scaled to
+
+        1/2 + z / (2 (1 + |z|))   with   z = (s - threshold) / (threshold - median of the normal scores),
+
+    which is strictly monotone in s, 1/2 at the threshold and 1/4 for the typical normal image. The scores before
+    scaling stay on the batch as ``raw_score``. Maps are scaled the same way, with statistics of the normal images'
+    largest and mean map values: at most a share ``target_fpr`` of them gets a predicted mask.
+
+    Args:
+        target_fpr: Accepted share of normal images that are called novel, in (0, 1).
+        **kwargs: As for anomalib's ``PostProcessor``.
+
+    Raises:
+        ValueError: If ``target_fpr`` is not in (0, 1).
+    """
+
+    def __init__(self, target_fpr: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < target_fpr < 1:
+            msg = f"target_fpr={target_fpr} must lie between 0 and 1 (both excluded)."
+            raise ValueError(msg)
+        self.target_fpr = target_fpr
+        for level in ("image", "pixel"):
+            self.register_buffer(f"_{level}_scale", torch.tensor(float("nan")))
+        # one number an image, for its score and for the largest and the mean value of its map
+        self._normal_scores = torch.nn.ModuleDict({key: CatMetric() for key in ("image", "map_max", "map_mean")})
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, "target_fpr")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: object, **kwargs: object
+    ) -> None:
+        """Collect the scores of the normal images (unlabelled ones count as normal)."""
+        del trainer, pl_module, args, kwargs
+        normal = torch.ones(len(outputs.image), dtype=torch.bool, device=outputs.image.device)
+        if outputs.gt_label is not None:
+            normal = ~outputs.gt_label.bool()
+        if outputs.pred_score is not None:
+            self._normal_scores["image"].update(outputs.pred_score[normal])
+        if outputs.anomaly_map is not None:
+            maps = outputs.anomaly_map[normal].flatten(1)
+            self._normal_scores["map_max"].update(maps.amax(dim=1))
+            self._normal_scores["map_mean"].update(maps.mean(dim=1))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute threshold and scale."""
+        del trainer, pl_module
+        image, map_max, map_mean = (self._collect(key) for key in ("image", "map_max", "map_mean"))
+        if image.numel():
+            self._set_statistics("image", self._quantile(image), image.median())
+        if map_max.numel():
+            self._set_statistics("pixel", self._quantile(map_max), map_mean.median())
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so when there is no threshold to label images by."""
+        del trainer, pl_module
+        if self.enable_thresholding and self.image_threshold.isnan():
+            logger.warning("No normal image was validated, so there is no threshold: every image is labelled normal.")
+
+    on_predict_start = on_test_start
+
+    def forward(self, predictions: InferenceBatch) -> InferenceBatch:
+        """Post-process the output of an exported model: the same numbers as in the engine.
+
+        Raises:
+            ValueError: If there is neither score nor map.
+        """
+        score, maps = predictions.pred_score, predictions.anomaly_map
+        if score is None:
+            if maps is None:
+                msg = "At least one of pred_score or anomaly_map must be provided."
+                raise ValueError(msg)
+            score = torch.amax(maps, dim=(-2, -1))
+        label = mask = None
+        if self.enable_thresholding:
+            label, mask = self._is_novel(score, "image"), self._is_novel(maps, "pixel")
+        if self.enable_normalization:
+            score, maps = self._scale(score, "image"), self._scale(maps, "pixel")
+        return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=maps, pred_mask=mask)
+
+    def post_process_batch(self, batch: Batch) -> None:
+        """Label and scale a batch in place; its scores before scaling stay in ``batch.raw_score``."""
+        batch.raw_score = batch.pred_score
+        done = self.forward(InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map))
+        for field in ("pred_score", "pred_label", "anomaly_map", "pred_mask"):
+            if getattr(done, field) is not None:
+                setattr(batch, field, getattr(done, field))
+
+    def _collect(self, key: str) -> Tensor:
+        metric = self._normal_scores[key]
+        values = metric.compute().flatten() if metric.update_called else torch.empty(0)
+        metric.reset()
+        return values
+
+    def _quantile(self, scores: Tensor) -> Tensor:
+        """The smallest score that keeps the expected share above it, among exchangeable images, at ``target_fpr``."""
+        rank = math.ceil((len(scores) + 1) * (1 - self.target_fpr))
+        return scores.sort().values[min(rank, len(scores)) - 1]
+
+    def _set_statistics(self, level: str, threshold: Tensor, typical: Tensor) -> None:
+        scale = threshold - typical
+        # all scores alike: any positive scale keeps the order
+        scale = torch.where(scale > 0, scale, threshold.abs().clamp_min(torch.finfo(scale.dtype).tiny))
+        getattr(self, f"_{level}_threshold").copy_(threshold)
+        getattr(self, f"_{level}_scale").copy_(scale)
+
+    def _is_novel(self, values: Tensor | None, level: str) -> Tensor | None:
+        """Compare raw values with the threshold, moved by the sensitivity (0.5 leaves it where it is)."""
+        if values is None:
+            return None
+        sensitivity = self.image_sensitivity if level == "image" else self.pixel_sensitivity
+        threshold = self.image_threshold if level == "image" else self.pixel_threshold
+        if sensitivity == 0.5:
+            return values > threshold
+        return self._scale(values, level) > 1 - sensitivity
+
+    def _scale(self, values: Tensor | None, level: str) -> Tensor | None:
+        if values is None:
+            return None
+        threshold = self.image_threshold if level == "image" else self.pixel_threshold
+        scale = getattr(self, f"_{level}_scale")
+        # without validation images the order is still kept
+        z = (values - threshold.nan_to_num(0.0)) / scale.nan_to_num(1.0)
+        return 0.5 + z / (2 * (1 + z.abs()))

@@ -1,0 +1,81 @@
+"""A pre-processor whose antialiased resize survives export.
+
+anomalib strips antialiasing when it exports a model, since the interpolation operator has no portable form: scores of
+large photos then differ between engine and exported model. Here the exported graph holds the same resize as two matrix
+products with computed interpolation weights, for inputs of any size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from anomalib.pre_processing import PreProcessor
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+
+class ResizeNormalize(PreProcessor):
+    """Resize to a fixed size (bilinear, antialiased), then normalise.
+
+    A restored checkpoint changes the transforms in place: anomalib hands the ``Resize`` to the datasets before the
+    checkpoint is read, and they must follow it.
+
+    Args:
+        image_size: Height and width of the model's input.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel.
+    """
+
+    def __init__(
+        self, image_size: tuple[int, int], mean: tuple[float, float, float], std: tuple[float, float, float]
+    ) -> None:
+        resize, normalize = Resize(list(image_size), antialias=True), Normalize(list(mean), list(std))
+        super().__init__(Compose([resize, normalize]))
+        self.resize, self.normalize = resize, normalize
+        self.export_transform = nn.Sequential(AntialiasedResize(resize), normalize)
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Plain data to rebuild the transforms from."""
+        return {
+            "image_size": list(self.resize.size),
+            "mean": list(self.normalize.mean),
+            "std": list(self.normalize.std),
+        }
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Take size and statistics over, in place."""
+        self.resize.size = list(config["image_size"])
+        self.normalize.mean = list(config["mean"])
+        self.normalize.std = list(config["std"])
+
+
+class AntialiasedResize(nn.Module):
+    """torchvision's antialiased bilinear resize as two matrix products: exportable, for inputs of any size.
+
+    Args:
+        resize: The transform whose size is followed.
+    """
+
+    def __init__(self, resize: Resize) -> None:
+        super().__init__()
+        self.resize = resize
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Resize [B, C, H, W] to [B, C, *size]."""
+        height, width = self.resize.size
+        rows = interpolation_matrix(images.shape[-2], height, images)
+        columns = interpolation_matrix(images.shape[-1], width, images)
+        return rows @ images @ columns.T
+
+
+def interpolation_matrix(old: int, new: int, like: Tensor) -> Tensor:
+    """Weights of antialiased linear interpolation from ``old`` to ``new`` samples, [new, old].
+
+    Each new sample is a mean of old ones under a triangle whose half-width is one sample of the coarser of both grids.
+    """
+    scale = torch.ones((), dtype=like.dtype, device=like.device) * old / new
+    centres = (torch.arange(new, dtype=like.dtype, device=like.device) + 0.5) * scale
+    samples = torch.arange(old, dtype=like.dtype, device=like.device) + 0.5
+    weights = (1 - (samples - centres[:, None]).abs() / scale.clamp_min(1)).clamp_min(0)
+    return weights / weights.sum(dim=1, keepdim=True)
