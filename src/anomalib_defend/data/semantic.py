@@ -1,0 +1,296 @@
+"""The semantic novelty protocol, once: categories + setting -> normal and novel images.
+
+Each format derives from ``SemanticDataModule`` and implements only ``read_annotations``.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
+from pandas import DataFrame
+from torchvision.transforms.v2 import Transform
+
+from anomalib_defend.data.dataset import SemanticDataset, check_files
+
+logger = logging.getLogger(__name__)
+
+Setting = Literal["uni_class", "leave_one_out"]
+
+_VAL_SPLIT_MODES = (ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST, ValSplitMode.SAME_AS_TEST, ValSplitMode.SYNTHETIC)
+_MAX_CATEGORY_LENGTH = 100  # it becomes a folder name in the result path
+
+
+class AnnotatedImage(NamedTuple):
+    """One image of a data set: its file, the categories it holds an object of, and its official split."""
+
+    path: str
+    categories: frozenset[str]
+    split: Literal["train", "test"]
+
+
+def normal_categories(available: Collection[str], chosen: Collection[str], setting: Setting) -> frozenset[str]:
+    """Return the normal categories: the chosen ones (``uni_class``) or all others (``leave_one_out``).
+
+    Args:
+        available: Every category of the data set.
+        chosen: The user's categories.
+        setting: Whether the chosen categories are normal or novel.
+
+    Raises:
+        ValueError: If a chosen category does not exist or no category is left to be normal.
+    """
+    unknown = sorted(set(chosen) - set(available))
+    if unknown:
+        msg = f"category: unknown {', '.join(map(repr, unknown))}. Available are: {', '.join(sorted(available))}."
+        raise ValueError(msg)
+    normal = frozenset(chosen) if setting == "uni_class" else frozenset(available) - frozenset(chosen)
+    if not normal:
+        msg = (
+            f"category: setting='leave_one_out' leaves no normal category when all are chosen. "
+            f"Choose fewer than all of: {', '.join(sorted(available))}."
+        )
+        raise ValueError(msg)
+    return normal
+
+
+def make_samples(images: Iterable[AnnotatedImage], normal: Collection[str]) -> DataFrame:
+    """Return anomalib's samples frame: all test images, and the training images with a normal-category object.
+
+    An image is normal if it holds at least one object of a normal category, whatever else it shows. An image that is
+    listed several times in one split appears once, with the union of its categories.
+
+    Args:
+        images: Every annotated image of the data set.
+        normal: The normal categories.
+
+    Raises:
+        ValueError: If an image belongs to both the training and the test split.
+    """
+    splits: dict[str, str] = {}
+    normal_paths: set[str] = set()
+    in_both: set[str] = set()
+    for image in images:
+        if splits.setdefault(image.path, image.split) != image.split:
+            in_both.add(image.path)
+        if not image.categories.isdisjoint(normal):
+            normal_paths.add(image.path)
+    if in_both:
+        msg = (
+            f"{len(in_both)} image(s) are listed for training and for test, so the test would leak: "
+            f"{', '.join(sorted(in_both)[:3])}. Remove them from one of the two lists."
+        )
+        raise ValueError(msg)
+
+    paths = sorted(path for path, split in splits.items() if split == "test" or path in normal_paths)
+    label_index = [int(LabelName.NORMAL if path in normal_paths else LabelName.ABNORMAL) for path in paths]
+    samples = DataFrame(
+        {
+            "image_path": paths,
+            "split": [splits[path] for path in paths],
+            "label": ["novel" if index else "normal" for index in label_index],
+            "label_index": label_index,
+            "mask_path": "",
+        },
+    )
+    samples.attrs["task"] = "classification"
+    return samples
+
+
+class SemanticDataModule(AnomalibDataModule):
+    """Base of the semantic-category datamodules; a format implements ``read_annotations``.
+
+    Args:
+        root: Folder of the data set.
+        category: One category or several.
+        setting: ``uni_class``: the categories are normal. ``leave_one_out``: they are novel and all others normal.
+        train_batch_size: Batch size for training.
+        eval_batch_size: Batch size for validation, test and prediction.
+        num_workers: Number of workers of each dataloader.
+        train_augmentations: Applied to the training images.
+        val_augmentations: Applied to the validation images.
+        test_augmentations: Applied to the test images.
+        augmentations: Applied where no augmentations of the stage are given.
+        test_split_mode: anomalib's mode; ``from_dir`` takes the official test images.
+        test_split_ratio: Unused with the official test images; part of anomalib's interface.
+        val_split_mode: ``from_train``, ``from_test``, ``same_as_test`` or ``synthetic``.
+        val_split_ratio: Fraction of the split images that becomes the validation set.
+        seed: Seed of the splits and of subsampling; ``None`` draws new ones at each setup.
+        max_train_images: Use at most this many training images, counted before the validation split.
+        max_test_images: Use at most this many test images, stratified by label.
+
+    Raises:
+        ValueError: If an argument is outside of what is listed above.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        category: list[str] | str,  # in this order: the command line tries the list first
+        setting: Setting = "uni_class",
+        *,
+        train_batch_size: int = 32,
+        eval_batch_size: int = 32,
+        num_workers: int = 8,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        test_split_mode: TestSplitMode | str = TestSplitMode.FROM_DIR,
+        test_split_ratio: float = 0.2,
+        val_split_mode: ValSplitMode | str = ValSplitMode.FROM_TRAIN,
+        val_split_ratio: float = 0.1,
+        seed: int | None = 0,
+        max_train_images: int | None = None,
+        max_test_images: int | None = None,
+    ) -> None:
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            test_split_mode=test_split_mode,
+            test_split_ratio=test_split_ratio,
+            val_split_mode=val_split_mode,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+        self.root = Path(root).expanduser()
+        self.categories = sorted({category} if isinstance(category, str) else set(category))
+        self.setting = setting
+        self.max_train_images = max_train_images
+        self.max_test_images = max_test_images
+        self._normal: frozenset[str] | None = None
+        self._check_arguments(val_split_ratio)
+        self.category = "_".join(self.categories)
+        if len(self.category) > _MAX_CATEGORY_LENGTH:
+            self.category = f"{self.categories[0]}_and_{len(self.categories) - 1}_more"
+
+    def _check_arguments(self, val_split_ratio: float) -> None:
+        problem = None
+        if self.setting not in get_args(Setting):
+            problem = f"setting must be one of {', '.join(get_args(Setting))}, got {self.setting!r}."
+        elif not self.categories or "" in self.categories:
+            problem = "category must name at least one category."
+        elif self.val_split_mode not in _VAL_SPLIT_MODES:
+            problem = (
+                f"val_split_mode must be one of {', '.join(mode.value for mode in _VAL_SPLIT_MODES)}, got "
+                f"{self.val_split_mode.value!r}: the threshold is set from the validation images."
+            )
+        elif not 0 < val_split_ratio < 1:
+            problem = f"val_split_ratio must lie between 0 and 1, both excluded, got {val_split_ratio}."
+        for name in ("max_train_images", "max_test_images"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 2:
+                problem = f"{name} must be at least 2, got {limit}: each split needs images to divide."
+        if problem:
+            raise ValueError(problem)
+
+    @abstractmethod
+    def read_annotations(self) -> tuple[list[str], list[AnnotatedImage]]:
+        """Return every category of the data set, and every image with its categories and official split."""
+
+    @property
+    def num_normal_categories(self) -> int:
+        """Number of normal categories under the setting.
+
+        Raises:
+            RuntimeError: If called before ``setup``.
+        """
+        if self._normal is None:
+            msg = "num_normal_categories is known only after setup()."
+            raise RuntimeError(msg)
+        return len(self._normal)
+
+    def _setup(self, _stage: str | None = None) -> None:
+        available, images = self.read_annotations()
+        normal = normal_categories(available, self.categories, self.setting)
+        self._check_counts(available, images)
+        samples = make_samples(images, normal)
+        is_train = samples["split"] == "train"
+        train, test = samples[is_train].reset_index(drop=True), samples[~is_train].reset_index(drop=True)
+        if len(train) < 2:
+            msg = f"category: {len(train)} training image(s) hold a normal category; at least 2 are needed."
+            raise ValueError(msg)
+        for label in ("normal", "novel"):
+            if label not in set(test["label"]):
+                msg = (
+                    f"category: setting={self.setting!r} with {', '.join(self.categories)} leaves no {label} image "
+                    f"among the {len(test)} test images. Available are: {', '.join(sorted(available))}."
+                )
+                raise ValueError(msg)
+        train, test = self._subsample(train, self.max_train_images), self._subsample(test, self.max_test_images)
+        check_files([*train["image_path"], *test["image_path"]])
+        self._normal = normal
+        self.train_data = SemanticDataset(train, self.category)
+        self.test_data = SemanticDataset(test, self.category)
+
+    def _check_counts(self, available: Collection[str], images: list[AnnotatedImage]) -> None:
+        """Refuse a chosen category with too few images, and list those that have enough."""
+        needed = 2 if self.setting == "uni_class" else 1
+        split = "train" if self.setting == "uni_class" else "test"
+        paths: dict[str, set[str]] = {name: set() for name in available}
+        for image in images:
+            if image.split == split:
+                for name in image.categories & paths.keys():
+                    paths[name].add(image.path)
+        for name in self.categories:
+            if len(paths[name]) < needed:
+                enough = [f"{other} ({len(found)})" for other, found in sorted(paths.items()) if len(found) >= needed]
+                msg = (
+                    f"category: {name!r} has {len(paths[name])} {split} image(s); setting={self.setting!r} needs at "
+                    f"least {needed}. Categories with enough: {', '.join(enough) or 'none'}."
+                )
+                raise ValueError(msg)
+
+    def _permutation(self, length: int) -> list[int]:
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        return torch.randperm(length, generator=generator).tolist()
+
+    def _subsample(self, samples: DataFrame, limit: int | None) -> DataFrame:
+        """Draw ``limit`` rows, keeping the proportion of normal to novel and at least one of each label present."""
+        if limit is None or limit >= len(samples):
+            return samples
+        shuffled = samples.iloc[self._permutation(len(samples))]
+        normal, novel = (shuffled[shuffled["label"] == label].index.tolist() for label in ("normal", "novel"))
+        num_normal = limit
+        if novel:
+            num_normal = min(max(round(limit * len(normal) / len(samples)), 1), limit - 1)
+        return samples.loc[sorted(normal[:num_normal] + novel[: limit - num_normal])].reset_index(drop=True)
+
+    def _create_val_split(self) -> None:
+        size = len(self.train_data)
+        if self.val_split_mode == ValSplitMode.FROM_TRAIN:  # not the base's: a small split must not be empty
+            num_val = min(max(round(size * self.val_split_ratio), 1), size - 1)
+            order = self._permutation(size)
+            self.val_data = self.train_data.subsample(order[:num_val])
+            self.train_data = self.train_data.subsample(order[num_val:])
+        else:
+            if self.val_split_mode == ValSplitMode.SYNTHETIC and int(size * self.val_split_ratio) < 2:
+                msg = f"val_split_ratio={self.val_split_ratio} of {size} training images is less than the 2 needed."
+                raise ValueError(msg)
+            super()._create_val_split()
+        if not self.val_data.has_normal:
+            msg = (
+                f"val_split_ratio={self.val_split_ratio} leaves no normal validation image for the threshold; raise it."
+            )
+            raise ValueError(msg)
+        logger.info(
+            "%s, %s: train %s, val %s, test %s. Normal: %s.",
+            self.name,
+            self.setting,
+            *(_counts(data) for data in (self.train_data, self.val_data, self.test_data)),
+            ", ".join(sorted(self._normal or ())),
+        )
+
+
+def _counts(dataset: AnomalibDataset) -> str:
+    novel = int((dataset.samples["label_index"] == LabelName.ABNORMAL).sum())
+    return f"{len(dataset) - novel} normal / {novel} novel"

@@ -1,0 +1,235 @@
+"""Pascal VOC 2012 and data sets in its layout."""
+
+import logging
+import re
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from xml.etree import ElementTree as ET
+
+from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+from anomalib_defend.data.semantic import AnnotatedImage, SemanticDataModule, Setting
+
+logger = logging.getLogger(__name__)
+
+_PLACES = (".", "VOC2012", "VOCdevkit/VOC2012")  # where the devkit may lie below root
+_LIST_NAME = re.compile(r"(?P<category>.+)_(?P<split>train|val|trainval)\.txt")
+_FLAGS = {"1": True, "0": True, "-1": False}  # 0: only difficult objects, which count as present
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class SemanticVOC(SemanticDataModule):
+    """Pascal VOC 2012: an image belongs to every category of which it holds an object, difficult ones included.
+
+    With ``ImageSets/Segmentation/val.txt`` the test images are those it lists, labelled by the Main lists or, for
+    images that are not in them, by ``Annotations``; training images are the other images of the Main lists. Without it,
+    the Main train lists give the training and the Main val lists the test images.
+
+    Args:
+        root: VOC2012, VOCdevkit, or the folder that holds VOCdevkit.
+        category: One category or several: the prefixes of ``ImageSets/Main/<category>_{train,val}.txt``.
+        setting: ``uni_class``: the categories are normal. ``leave_one_out``: they are novel and all others normal.
+        download: Download the official archive (2 GB) into ``root`` if no devkit is found there.
+        **kwargs: Further arguments of ``SemanticDataModule``.
+
+    Source:
+        http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        category: list[str] | str,
+        setting: Setting = "uni_class",
+        *,
+        download: bool = False,
+        **kwargs: Any,  # declared in the base class, where jsonargparse finds them
+    ) -> None:
+        super().__init__(root=root, category=category, setting=setting, **kwargs)
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download the data set if asked to and needed.
+
+        Raises:
+            FileNotFoundError: If there is no devkit and ``download`` is false.
+        """
+        if self.download and _find_devkit(self.root) is None:
+            _download(self.root)
+        self._devkit()
+
+    def read_annotations(self) -> tuple[list[str], list[AnnotatedImage]]:
+        """Read the image set lists and, for test images that are not in them, the XML annotations.
+
+        Raises:
+            FileNotFoundError: If the devkit, its lists or an annotation file is missing.
+            ValueError: If a list or an annotation file is malformed.
+        """
+        devkit = self._devkit()
+        categories, labels = _read_main(devkit / "ImageSets" / "Main")
+        segmentation = devkit / "ImageSets" / "Segmentation" / "val.txt"
+        if segmentation.is_file():
+            test_ids = segmentation.read_text().split()
+            listed = _merge(labels.values())
+            test_labels = {image: listed[image] for image in test_ids if image in listed}
+            test_labels |= _read_xml(devkit / "Annotations", [image for image in test_ids if image not in listed])
+            train_labels = {image: names for image, names in listed.items() if image not in test_labels}
+        else:
+            train_labels, test_labels = labels["train"], labels["val"]
+            if not train_labels or not test_labels:
+                msg = (
+                    f"No test split in {devkit / 'ImageSets'}: expected Main/<category>_train.txt and _val.txt, or "
+                    "Segmentation/val.txt."
+                )
+                raise FileNotFoundError(msg)
+        logger.info(
+            "Pascal VOC from %s; test images from ImageSets/%s.",
+            devkit,
+            "Segmentation/val.txt" if segmentation.is_file() else "Main/*_val.txt",
+        )
+
+        folder = devkit / "JPEGImages"
+        files = _image_files(folder)
+        images: list[AnnotatedImage] = []
+        by_split: dict[Literal["train", "test"], dict[str, set[str]]] = {"train": train_labels, "test": test_labels}
+        for split, split_labels in by_split.items():
+            for image, names in split_labels.items():
+                path = folder / files.get(image, f"{image}.jpg")
+                images.append(AnnotatedImage(str(path), frozenset(names), split))
+        return categories, images
+
+    def _devkit(self) -> Path:
+        devkit = _find_devkit(self.root)
+        if devkit is None:
+            found = "there is no such folder" if not self.root.is_dir() else "it holds no ImageSets/Main"
+            msg = (
+                f"No Pascal VOC data in root={str(self.root)!r}: {found}. Expected there, or in its VOC2012 or "
+                f"VOCdevkit/VOC2012: ImageSets/Main/<category>_{{train,val,trainval}}.txt and JPEGImages/<id>.jpg. "
+                f"Pass download=True, or unpack {DATASET_YEAR_DICT['2012']['url']} there."
+            )
+            raise FileNotFoundError(msg)
+        return devkit
+
+
+def _find_devkit(root: Path) -> Path | None:
+    return next((root / place for place in _PLACES if (root / place / "ImageSets" / "Main").is_dir()), None)
+
+
+def _read_main(folder: Path) -> tuple[list[str], dict[str, dict[str, set[str]]]]:
+    """Return the categories and, for train, val and trainval, the categories of each image that the lists name."""
+    categories: set[str] = set()
+    labels: dict[str, dict[str, set[str]]] = {"train": {}, "val": {}, "trainval": {}}
+    for path in sorted(folder.iterdir()):
+        match = _LIST_NAME.fullmatch(path.name)
+        if match is None:
+            continue
+        category, split = match["category"], match["split"]
+        categories.add(category)
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            fields = line.split()
+            if not fields:
+                continue
+            if len(fields) != 2 or fields[1] not in _FLAGS:
+                msg = f"{path}, line {number}: expected '<image id> <1, 0 or -1>', got {line!r}."
+                raise ValueError(msg)
+            names = labels[split].setdefault(fields[0], set())
+            if _FLAGS[fields[1]]:
+                names.add(category)
+    if not categories:
+        msg = f"{folder} holds no <category>_train.txt, <category>_val.txt or <category>_trainval.txt."
+        raise FileNotFoundError(msg)
+    return sorted(categories), labels
+
+
+def _merge(splits: Iterable[dict[str, set[str]]]) -> dict[str, set[str]]:
+    merged: dict[str, set[str]] = {}
+    for split in splits:
+        for image, names in split.items():
+            merged.setdefault(image, set()).update(names)
+    return merged
+
+
+def _read_xml(folder: Path, images: list[str]) -> dict[str, set[str]]:
+    """Return the categories of the objects in ``<folder>/<image>.xml``, for each image."""
+    missing = [image for image in images if not (folder / f"{image}.xml").is_file()]
+    if missing:
+        msg = (
+            f"{len(missing)} test image(s) of ImageSets/Segmentation/val.txt have neither a label in ImageSets/Main "
+            f"nor an annotation file; the first one missing is {folder / missing[0]}.xml."
+        )
+        raise FileNotFoundError(msg)
+    return {image: _object_names(folder / f"{image}.xml") for image in images}
+
+
+def _object_names(path: Path) -> set[str]:
+    content = path.read_bytes()
+    if b"<!DOCTYPE" in content:
+        msg = f"{path}: a DOCTYPE is not allowed in an annotation file."
+        raise ValueError(msg)
+    try:
+        tree = ET.fromstring(content)  # noqa: S314 - without a DOCTYPE there are no entities to expand
+    except ET.ParseError as error:
+        msg = f"{path} is not a valid XML annotation file ({error})."
+        raise ValueError(msg) from error
+    return {(item.findtext("name") or "").strip() for item in tree.iter("object")} - {""}
+
+
+def _image_files(folder: Path) -> dict[str, str]:
+    """Map image ids to file names; the first of ``_SUFFIXES`` wins."""
+    found: dict[str, str] = {}
+    if folder.is_dir():
+        rank = {suffix: index for index, suffix in enumerate(_SUFFIXES)}
+        files = [path for path in folder.iterdir() if path.suffix.lower() in rank]
+        for path in sorted(files, key=lambda path: rank[path.suffix.lower()], reverse=True):
+            found[path.stem] = path.name
+    return found
+
+
+def _download(root: Path) -> None:
+    """Put the official data at ``root/VOCdevkit/VOC2012``, entirely or not at all.
+
+    The archive is taken from ``root`` if it lies there.
+
+    Raises:
+        FileExistsError: If there is something else at that place.
+        RuntimeError: If the archive cannot be fetched, verified or safely extracted.
+    """
+    info = DATASET_YEAR_DICT["2012"]
+    target = root / info["base_dir"]
+    if target.is_dir() and any(target.iterdir()):
+        msg = f"{target} exists but holds no ImageSets/Main: an incomplete copy? Move it away to download anew."
+        raise FileExistsError(msg)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".voc2012-", dir=root) as scratch:
+        archive = root / info["filename"]
+        if not check_integrity(archive, info["md5"]):
+            archive = Path(scratch) / info["filename"]
+            try:
+                download_url(info["url"], scratch, info["filename"], info["md5"])
+            except (OSError, RuntimeError) as error:
+                msg = (
+                    f"Download of {info['url']} failed, or its MD5 is not {info['md5']} ({error}). "
+                    f"Try again, or put the archive into {root}."
+                )
+                raise RuntimeError(msg) from error
+        _extract(archive, Path(scratch))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (Path(scratch) / info["base_dir"]).rename(target)
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        msg = (
+            f"Unpacking safely needs Python 3.10.12, 3.11.4 or newer; update Python or unpack {archive.name} yourself."
+        )
+        raise RuntimeError(msg)
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.TarError as error:  # a member outside the folder is one
+        msg = f"{archive.name} cannot be unpacked safely: {error}"
+        raise RuntimeError(msg) from error
