@@ -1,0 +1,5 @@
+"""DEFEND + masked knowledge distillation."""
+
+from .lightning_model import Defend
+
+__all__ = ["Defend"]

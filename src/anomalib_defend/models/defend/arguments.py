@@ -1,0 +1,43 @@
+"""Checks of the model's arguments, and the epochs that they make."""
+
+from __future__ import annotations
+
+UNSET_MAX_EPOCHS = 1000  # what Lightning puts in when the user gave none
+
+
+def as_pair(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
+    """Height and width; one number stands for both."""
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def check_ranges(**arguments: tuple[float | None, float, float | None]) -> None:
+    """Check arguments given as name=(value, lowest, highest); ``None`` is no value, or no limit.
+
+    Raises:
+        ValueError: If a value is out of its range, with name and range.
+    """
+    for name, (value, low, high) in arguments.items():
+        if value is not None and (value < low or (high is not None and value > high)):
+            msg = f"{name}={value} must be at least {low}{'' if high is None else f' and at most {high}'}."
+            raise ValueError(msg)
+
+
+def plan_epochs(dense: int, distill: int, max_epochs: int | None) -> int:
+    """Number of epochs to train: both stages, or fewer of stage 2 if the trainer's own limit says so.
+
+    Raises:
+        ValueError: If the trainer's limit would cut stage 2 off, or asks for more epochs than the stages have.
+    """
+    total = dense + distill
+    if max_epochs in {UNSET_MAX_EPOCHS, total}:
+        return total
+    if max_epochs is None or not dense < max_epochs < total:
+        msg = (
+            f"trainer.max_epochs={max_epochs} does not fit dense_epochs={dense} + distill_epochs={distill}: leave it "
+            f"out, or set it to a number from {dense + 1} to {total} to stop early. For more epochs, raise "
+            "model.distill_epochs."
+        )
+        raise ValueError(msg)
+    return max_epochs

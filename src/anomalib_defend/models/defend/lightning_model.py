@@ -1,0 +1,381 @@
+"""`Defend`: both stages in one fit, checkpoints that need nothing else, and anomalib's evaluation and export."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import F1Score
+from anomalib.metrics.evaluator import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.visualization import ImageVisualizer
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from anomalib_defend.nn.pretrained import load_pretrained, load_weights
+from anomalib_defend.nn.vit import data_config
+from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor
+from anomalib_defend.pre_processing import ResizeNormalize
+
+from .arguments import as_pair, check_ranges, plan_epochs
+from .export import quantize
+from .loss import DistillLoss, FeatureNorm
+from .torch_model import DefendModel, Masking
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NUM_PROTOTYPES = 5
+ONNX_OPSET = 18  # what torch's exporter writes; anomalib's default of 14 makes it try, and fail, to convert down
+ARCHITECTURE = (
+    "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
+    "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm",
+)  # fmt: skip
+
+
+class Defend(AnomalibModule):
+    """Multi-object novelty detection: is the normal object still in the image?
+
+    Stage 1 (DEFEND, ``dense_epochs``) fine-tunes the last blocks of a pretrained ViT teacher on the normal images, with
+    a dense prototype loss. Stage 2 (MKD, ``distill_epochs``) distils it into a randomly initialised student that sees
+    only the patches that the teacher attends to. The score is the distance between their normalised patch features.
+
+    Source: Salehi et al., "Redefining Normal", ACCV 2024. Defaults are the paper's best settings.
+
+    Args:
+        backbone: Name of a timm ViT, for teacher and student.
+        pre_trained: Start from timm's pretrained weights of that name.
+        weights: Local .safetensors or .pth file with the teacher's weights, instead of timm's.
+        image_size: Input height and width (one number for both); the encoder's own by default.
+        dense_epochs: Epochs of stage 1; 0 leaves it out.
+        distill_epochs: Epochs of stage 2.
+        num_prototypes: K of stage 1. By default twice the datamodule's ``num_normal_categories``, else 5.
+        num_tuned_blocks: Last blocks of the teacher that stage 1 trains.
+        num_crops: Crops per image in stage 1.
+        crop_size: Size of the crops; by default the multiple of the patch size nearest to 3/7 of the input.
+        random_view: Take the crops from a random resized view, not from the whole image.
+        hard_targets: Compare crops with the most likely prototype, not with the soft assignment.
+        dense_lr: Learning rate of the teacher's blocks in stage 1.
+        head_lr: Learning rate of projection head and prototypes in stage 1.
+        masking: Patches that the student sees: "guided" by the teacher's attention, "random", or all ("none").
+        mask_ratio: Share of the patches hidden from the student.
+        distill_layers: Number of last blocks that are distilled (5 in the pixel variant).
+        distill_loss: "mse", or "smooth_l1" (pixel variant).
+        feature_norm: "l2" on both sides; "layer_norm" on the teacher with a linear head on the student (pixel variant);
+            or "none".
+        student_lr: Learning rate of stage 2.
+        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images.
+        seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line.
+        pre_processor: As in every anomalib model.
+        post_processor: As in every anomalib model.
+        evaluator: As in every anomalib model.
+        visualizer: As in every anomalib model.
+
+    Raises:
+        ValueError: If an argument is out of range, named with what is possible.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "vit_base_patch16_224.augreg_in21k_ft_in1k",
+        pre_trained: bool = True,
+        weights: str | None = None,
+        image_size: tuple[int, int] | int | None = None,
+        dense_epochs: int = 3,
+        distill_epochs: int = 10,
+        num_prototypes: int | None = None,
+        num_tuned_blocks: int = 2,
+        num_crops: int = 4,
+        crop_size: tuple[int, int] | int | None = None,
+        random_view: bool = True,
+        hard_targets: bool = True,
+        dense_lr: float = 1e-5,
+        head_lr: float = 1e-4,
+        masking: Masking = "guided",
+        mask_ratio: float = 0.5,
+        distill_layers: int = 1,
+        distill_loss: DistillLoss = "mse",
+        feature_norm: FeatureNorm = "l2",
+        student_lr: float = 1e-5,
+        target_fpr: float = 0.05,
+        seed: int | None = None,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: ImageVisualizer | bool = True,
+    ) -> None:
+        check_ranges(
+            dense_epochs=(dense_epochs, 0, None),
+            distill_epochs=(distill_epochs, 1, None),
+            mask_ratio=(mask_ratio, 0, 0.99),
+            num_prototypes=(num_prototypes, 1, None),
+            num_crops=(num_crops, 1, None),
+        )
+        data = data_config(backbone)
+        size = as_pair(image_size) or data["image_size"]
+        if pre_processor is True:
+            pre_processor = ResizeNormalize(size, data["mean"], data["std"])
+        if post_processor is True:
+            post_processor = NormalQuantilePostProcessor(target_fpr)
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        self.model = self._build_model(num_prototypes or DEFAULT_NUM_PROTOTYPES)
+        self.register_buffer("trained_steps", torch.zeros(2, dtype=torch.long))  # of stage 1 and 2
+        self._epochs = (dense_epochs, distill_epochs)
+        self._usage: list[torch.Tensor] = []
+        self._set_aside: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------------------------------------- construction
+
+    def _build_model(self, num_prototypes: int) -> DefendModel:
+        hparams = {name: self.hparams[name] for name in ARCHITECTURE}
+        size = as_pair(self.hparams.image_size) or data_config(self.hparams.backbone)["image_size"]
+        hparams["crop_size"] = as_pair(hparams["crop_size"])
+        if self.hparams.dense_epochs == 0:
+            hparams["num_tuned_blocks"] = 0
+        return DefendModel(image_size=size, num_prototypes=num_prototypes, **hparams)
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Image AUROC of the raw scores and F1 of the labels; the pixel AUROC where there are masks."""
+        return Evaluator(
+            test_metrics=[
+                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
+                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+            ],
+        )
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """The image beside its heat map; the colours mean the same in all pictures, 1/2 is the threshold."""
+        return ImageVisualizer(fields=["image"], overlay_fields=[("image", ["anomaly_map"])])
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Learns from normal images alone."""
+        return LearningType.ONE_CLASS
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Nothing but the sanity check, which would score an untrained student; the user's epochs are not hidden."""
+        return {"num_sanity_val_steps": 0}
+
+    # ------------------------------------------------------------------------------------------------------- fitting
+
+    def setup(self, stage: str) -> None:
+        """At the start of ``fit``: seed, choose K and initialise the student, whether or not a checkpoint follows."""
+        if stage != TrainerFn.FITTING:
+            return
+        if self.hparams.seed is not None:
+            seed_everything(self.hparams.seed, workers=True)
+        num_prototypes = self._choose_num_prototypes()
+        if num_prototypes != len(self.model.head.prototypes):
+            self.model = self._build_model(num_prototypes)
+        self.model.reset_student()
+        self.trained_steps.zero_()
+
+    def on_fit_start(self) -> None:
+        """Fix the epochs and, unless a checkpoint has brought it, load the teacher."""
+        self._plan_epochs()
+        self._check_strategy()
+        if self.trainer.ckpt_path is not None:
+            return
+        if self.hparams.weights is not None:
+            load_weights(self.model.teacher, self.hparams.weights)
+        elif self.hparams.pre_trained:
+            load_pretrained(self.model.teacher, self.hparams.backbone)
+
+    def _plan_epochs(self) -> None:
+        """Let the trainer run both stages; the user's own limit is honoured or refused, never replaced."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        if trainer.fast_dev_run:  # one epoch of each stage, of as many batches as Lightning was told
+            self._epochs = (min(self.hparams.dense_epochs, 1), 1)
+            loop.epoch_loop.max_steps = -1
+            loop.max_epochs = sum(self._epochs)
+        else:
+            self._epochs = (self.hparams.dense_epochs, self.hparams.distill_epochs)
+            loop.max_epochs = plan_epochs(*self._epochs, loop.max_epochs)
+        logger.info("Training %d epochs: dense fine-tuning %d, distillation %d.", loop.max_epochs, *self._epochs)
+
+    def _check_strategy(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and self._epochs[0]:
+            kwargs = getattr(strategy, "_ddp_kwargs", {})
+            if not kwargs.get("find_unused_parameters"):
+                msg = (
+                    "Each stage trains other parameters, which DDP has to be told: pass "
+                    "--trainer.strategy ddp_find_unused_parameters_true (or dense_epochs=0)."
+                )
+                raise ValueError(msg)
+
+    def _choose_num_prototypes(self) -> int:
+        if self.hparams.num_prototypes is not None:
+            return self.hparams.num_prototypes
+        categories = getattr(getattr(self.trainer, "datamodule", None), "num_normal_categories", None)
+        number = 2 * categories if categories else DEFAULT_NUM_PROTOTYPES
+        if self.hparams.dense_epochs:
+            reason = f"twice the {categories} normal categories of the data" if categories else "the default"
+            logger.info("num_prototypes=%d, %s.", number, reason)
+        return number
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One AdamW with a group for each stage and part: parameters without gradient are left as they are."""
+        hparams, student = self.hparams, nn.ModuleList([self.model.student, self.model.student_heads])
+        groups = [
+            {**group, "lr": hparams.student_lr, "betas": (0.9, 0.95)}
+            for group in param_groups_weight_decay(student, weight_decay=0.05)
+        ]
+        if hparams.dense_epochs:
+            blocks = [parameter for parameter in self.model.teacher.parameters() if parameter.requires_grad]
+            groups += [
+                {"params": blocks, "lr": hparams.dense_lr, "weight_decay": 1e-2},
+                {"params": list(self.model.head.parameters()), "lr": hparams.head_lr, "weight_decay": 1e-2},
+            ]
+        return torch.optim.AdamW(groups)
+
+    @property
+    def in_dense_stage(self) -> bool:
+        """Whether the current epoch belongs to stage 1."""
+        return self.current_epoch < self._epochs[0]
+
+    def on_train_epoch_start(self) -> None:
+        """Enter the stage of this epoch."""
+        self.model.teacher.eval()
+        dense, distill = self._epochs
+        if self.in_dense_stage:
+            self._set_validation_aside()
+            logger.info("Stage 1, dense fine-tuning: epoch %d of %d.", self.current_epoch + 1, dense)
+        else:
+            self._take_validation_up()
+            logger.info("Stage 2, distillation: epoch %d of %d.", self.current_epoch - dense + 1, distill)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """One step of the stage that the epoch belongs to."""
+        del batch_idx
+        if self.in_dense_stage:
+            loss, usage = self.model.dense_step(batch.image)
+            self._usage.append(usage)
+            self._log_step("dense_loss", loss, batch)
+            self._log_step("prototype_perplexity", usage, batch)
+        else:
+            loss = self.model.distill_step(batch.image)
+            self._log_step("distill_loss", loss, batch)
+        return loss
+
+    def _log_step(self, name: str, value: torch.Tensor, batch: Batch) -> None:
+        self.log(name, value, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.image))
+
+    def on_train_batch_end(self, *_args: object) -> None:
+        """Count the steps of each stage: what was trained decides what may be tested and exported."""
+        self.trained_steps[0 if self.in_dense_stage else 1] += 1
+
+    def on_train_epoch_end(self) -> None:
+        """Warn when the prototypes collapse."""
+        if not self._usage:
+            return
+        usage, number = torch.stack(self._usage).mean().item(), len(self.model.head.prototypes)
+        self._usage.clear()
+        if number > 1 and usage < max(1.05, 0.1 * number):
+            logger.warning(
+                "Only %.1f of %d prototypes are in use: stage 1 has collapsed and may not help. Try a lower dense_lr, "
+                "another num_prototypes, or dense_epochs=0.",
+                usage,
+                number,
+            )
+
+    def teardown(self, stage: str) -> None:
+        """Leave the trainer as it was."""
+        del stage
+        self._take_validation_up()
+
+    def _set_validation_aside(self) -> None:
+        """In stage 1 the student is untrained: no validation, and no early stopping on what it would have logged."""
+        if self._set_aside is None:
+            trainer = self.trainer
+            stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
+            self._set_aside = {"limit_val_batches": trainer.limit_val_batches, "callbacks": list(trainer.callbacks)}
+            trainer.limit_val_batches = 0
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback not in stoppers]
+
+    def _take_validation_up(self) -> None:
+        if self._set_aside is not None:
+            for name, value in self._set_aside.items():
+                setattr(self.trainer, name, value)
+            self._set_aside = None
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
+        """Score a batch and log the mean score of the normal validation images as ``val_score``."""
+        predictions = self.model(batch.image)
+        self.log("val_score", predictions.pred_score.mean(), on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        return batch.update(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
+
+    def on_test_start(self) -> None:
+        """Refuse a model whose student was never trained."""
+        self._require_student("test")
+
+    def on_predict_start(self) -> None:
+        """Refuse a model whose student was never trained."""
+        self._require_student("predict")
+
+    def _require_student(self, action: str) -> None:
+        if self.trained_steps[1] > 0:
+            return
+        state = "has not been trained; give a checkpoint of a finished training (ckpt_path)"
+        if self.trained_steps[0] > 0:
+            state = (
+                f"comes out of stage 1 (dense fine-tuning, {int(self.trained_steps[0])} steps), before its student is "
+                "trained in stage 2 (distillation); resume the training with `anomalib fit --ckpt_path`"
+            )
+        msg = f"Cannot {action}: this Defend {state}."
+        raise RuntimeError(msg)
+
+    # ------------------------------------------------------------------------------------------ checkpoints and export
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the architecture over from the checkpoint, so that no argument has to be repeated.
+
+        Raises:
+            ValueError: If the checkpoint is of another model.
+        """
+        saved = checkpoint.get("hyper_parameters", {})
+        prototypes = checkpoint["state_dict"].get("model.head.prototypes")
+        if prototypes is None or not set(ARCHITECTURE) <= saved.keys():
+            msg = "This is not a checkpoint of Defend: train one with `anomalib train --model Defend ...`."
+            raise ValueError(msg)
+        resumed = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if resumed and self.hparams.distill_epochs != self._default("distill_epochs"):
+            saved = {**saved, "distill_epochs": self.hparams.distill_epochs}  # the run may go on for longer
+        changed = {name: value for name, value in saved.items() if self.hparams.get(name) != value}
+        self.hparams.update(changed)
+        if changed or len(prototypes) != len(self.model.head.prototypes):
+            self.model = self._build_model(len(prototypes)).to(self.device)
+        super().on_load_checkpoint(checkpoint)
+
+    @classmethod
+    def _default(cls, argument: str) -> Any:
+        return inspect.signature(cls).parameters[argument].default
+
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does; a model without trained student is refused."""
+        self._require_student("export")
+        return super().to_torch(*args, **kwargs)
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does (for OpenVINO, too); a model without trained student is refused."""
+        self._require_student("export")
+        kwargs.setdefault("opset_version", ONNX_OPSET)
+        return super().to_onnx(*args, **kwargs)
+
+    _post_training_quantization_ov = staticmethod(quantize)
