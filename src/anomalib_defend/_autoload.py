@@ -7,11 +7,12 @@ anomalib has no entry points for plugins, so two things happen instead:
 - ``anomalib_defend_autoload.pth`` calls :func:`install` when the interpreter starts. It leaves a finder on
   ``sys.meta_path`` that imports those two modules as soon as anomalib's own have been imported.
 
-This module runs at every start of the interpreter: it imports nothing but ``sys`` and ``os``, which are loaded anyway.
+This module runs at every start of the interpreter: it imports nothing that is not loaded anyway.
 """
 
 import os
 import sys
+from _thread import get_ident
 
 OPT_OUT = "ANOMALIB_DEFEND_AUTOLOAD"
 
@@ -55,19 +56,20 @@ class _Finder:
     """
 
     def __init__(self) -> None:
-        self._pending = ["models", "data"]
-        self._busy = False  # an anomalib module or the plugin is being executed
+        self._pending = {"models", "data"}
+        self._busy: set[int] = set()  # the threads that are executing an anomalib module or the plugin
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
         """Let the finders behind this one find the module, and have its execution followed by the plugin's."""
-        if self._busy or name.partition(".")[0] not in {"anomalib", "anomalib_defend"} or self not in sys.meta_path:
+        ours = name.partition(".")[0] in {"anomalib", "anomalib_defend"}
+        if not ours or get_ident() in self._busy or self not in sys.meta_path:
             return None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
-                if spec.loader is not None:
+                if hasattr(spec.loader, "exec_module"):
                     self._follow(spec.loader)
                 return spec
         return None
@@ -76,12 +78,12 @@ class _Finder:
         execute: Callable[[ModuleType], None] = loader.exec_module  # type: ignore[attr-defined]
 
         def exec_module(module: "ModuleType") -> None:
-            self._busy = True
+            self._busy.add(get_ident())
             try:
                 execute(module)
                 self._import_plugin()
             finally:
-                self._busy = False
+                self._busy.discard(get_ident())
 
         loader.exec_module = exec_module  # type: ignore[attr-defined]
 
@@ -89,9 +91,10 @@ class _Finder:
         from importlib import import_module  # noqa: PLC0415 - not needed at most starts
 
         try:
-            for part in [part for part in self._pending if f"anomalib.{part}" in sys.modules]:
-                self._pending.remove(part)
-                import_module(f"anomalib_defend.{part}")
+            for part in ("models", "data"):
+                if part in self._pending and f"anomalib.{part}" in sys.modules:
+                    self._pending.discard(part)
+                    import_module(f"anomalib_defend.{part}")
         except Exception as error:  # whatever is wrong with the plugin, anomalib has to work
             self._pending.clear()
             _warn(error)

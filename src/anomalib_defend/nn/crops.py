@@ -53,10 +53,10 @@ def crop_images(images: Tensor, boxes: Tensor, size: tuple[int, int], cell: tupl
     Returns:
         [B * n, C, *size].
     """
-    top, left, h, w = (boxes.to(images.dtype) * boxes.new_tensor([*cell, *cell])).unbind(dim=1)
+    top, left, h, w = (boxes * boxes.new_tensor([*cell, *cell])).float().unbind(dim=1)
     owner = torch.arange(len(boxes), device=images.device).div(len(boxes) // len(images), rounding_mode="floor")
-    regions = torch.stack([owner.to(images.dtype), left, top, left + w, top + h], dim=1)
-    return roi_align(images, regions, output_size=size, sampling_ratio=2, aligned=True)
+    regions = torch.stack([owner.float(), left, top, left + w, top + h], dim=1)
+    return roi_align(images.float(), regions, output_size=size, sampling_ratio=0, aligned=True)
 
 
 def crop_targets(targets: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 from timm.models import load_state_dict as read_state_dict
 from torch import Tensor
 
-CLASSIFIER_PREFIXES = ("head.", "head_dist.", "fc_head.", "pre_logits.")
+CLASSIFIER_PREFIXES = ("head.", "head_dist.", "fc_head.", "pre_logits.", "attn_pool.")
 
 
 def load_pretrained(vit: VisionTransformer, backbone: str) -> None:
@@ -64,14 +64,18 @@ def load_state_dict(vit: VisionTransformer, state: dict[str, Tensor], source: st
     Raises:
         ValueError: If any other tensor is missing, unknown, of another shape, or not finite; names them.
     """
+    strange = sorted(str(key) for key, value in state.items() if not isinstance(value, Tensor))
+    if strange:
+        msg = f"{source} hold more than tensors ({', '.join(strange[:3])}): not an encoder's state."
+        raise ValueError(msg)
     state = {key: value.float() for key, value in state.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     own = vit.state_dict()
     position = state.get("pos_embed")
-    if position is not None and vit.pos_embed is not None and position.shape != vit.pos_embed.shape:
+    if position is not None and vit.pos_embed is not None:
         prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
         side = round((position.shape[1] - prefix) ** 0.5)
-        if position.ndim == 3 and side * side == position.shape[1] - prefix:
-            grid = list(vit.patch_embed.grid_size)
+        grid = list(vit.patch_embed.grid_size)
+        if position.ndim == 3 and side * side == position.shape[1] - prefix and grid != [side, side]:
             state["pos_embed"] = resample_abs_pos_embed(position, grid, num_prefix_tokens=prefix)
     problems = {
         "missing": sorted(own.keys() - state.keys()),

@@ -5,9 +5,12 @@ Shapes: B images, N = (H / p)(W / p) patch tokens, P prefix tokens ([CLS], disti
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
-from timm.layers import LayerScale, build_sincos2d_pos_embed, resample_abs_pos_embed
+from einops import rearrange
+from timm.layers import Format, LayerScale, PatchEmbed, build_sincos2d_pos_embed, resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -50,7 +53,7 @@ def create_vit(backbone: str, image_size: tuple[int, int], drop_path_rate: float
     except (TypeError, AssertionError) as error:
         msg = f"backbone={backbone!r} cannot be built as a ViT for image_size={image_size}: {error}"
         raise ValueError(msg) from error
-    if not isinstance(vit, VisionTransformer):
+    if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
         msg = (
             f"backbone={backbone!r} is a {type(vit).__name__}; Defend takes timm's VisionTransformer family "
             "(vit_*, deit_*), whose patch tokens it distils."
@@ -60,6 +63,9 @@ def create_vit(backbone: str, image_size: tuple[int, int], drop_path_rate: float
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
         msg = f"image_size={image_size} must be a multiple of the patch size {patch} of {backbone!r}."
         raise ValueError(msg)
+    vit.patch_embed.flatten, vit.patch_embed.output_fmt = True, Format.NCHW  # dynamic_img_size turns it off
+    vit.dynamic_img_size = False
+    vit.attn_pool = None  # takes no part in the patch tokens
     vit.patch_embed.strict_img_size = False  # crops are smaller than the input
     return vit
 
@@ -75,10 +81,10 @@ def init_student(vit: VisionTransformer) -> None:
             nn.init.xavier_uniform_(module.weight.data.flatten(1))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
         elif isinstance(module, LayerScale):
             nn.init.ones_(module.gamma)  # 1e-5, as for fine-tuning, would switch a fresh block off
+        elif hasattr(module, "reset_parameters"):  # norms
+            module.reset_parameters()
     for token in _prefix_tokens(vit):
         nn.init.normal_(token, std=0.02)
     if vit.pos_embed is not None:
@@ -167,16 +173,16 @@ def patch_tokens_and_attention(
         The layers' patch tokens, and a_p = mean over heads of softmax(q_cls k^T / sqrt(d)) at patch p, [B, N] float32.
     """
     caught: list[Tensor] = []
-    attention = vit.blocks[-1].attn
+    attention: Any = vit.blocks[-1].attn
     handle = attention.qkv.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
     try:
         layers = patch_tokens(vit, images, num_layers=num_layers, final_norm=final_norm)
     finally:
         handle.remove()
-    batch, length, _ = caught[0].shape
-    q, k, _ = caught[0].reshape(batch, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, _ = rearrange(caught[0], "b t (three heads d) -> three b heads t d", three=3, heads=attention.num_heads)
     q, k = attention.q_norm(q[:, :, :1]), attention.k_norm(k)
-    weights = (q.float() * attention.scale @ k.float().transpose(-2, -1)).softmax(dim=-1)
+    with torch.autocast(q.device.type, enabled=False):
+        weights = (q.float() * attention.scale @ k.float().transpose(-2, -1)).softmax(dim=-1)
     return layers, weights[:, :, 0, vit.num_prefix_tokens :].mean(dim=1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from anomalib.data import Batch
 from anomalib.metrics import AnomalibMetric
 from torch import Tensor
@@ -21,17 +23,17 @@ class _OrderAUROC(BinaryAUROC):
         self.target.append(target.flatten().long())
 
 
-class AUROC(AnomalibMetric, _OrderAUROC):  # type: ignore[misc]
+class AUROC(AnomalibMetric, _OrderAUROC):
     """Image AUROC as scikit-learn computes it on the scores before scaling.
 
     Reads ``raw_score``, which `NormalQuantilePostProcessor` leaves on the batch when it scales the scores (float32
     has too few numbers in [0, 1] to keep every pair of scores apart), else the field that it was given.
     """
 
-    def update(self, batch: Batch, *args: object, **kwargs: object) -> None:
+    def update(self, batch: Batch, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Add a batch."""
         raw = getattr(batch, "raw_score", None) if self.fields[0] == "pred_score" else None
-        if raw is None:
+        if raw is None or batch.gt_label is None:
             super().update(batch, *args, **kwargs)
         else:
             _OrderAUROC.update(self, raw, batch.gt_label)

@@ -22,7 +22,7 @@ class NormalQuantilePostProcessor(PostProcessor):
     anomalib's default needs novel validation images: with normal ones alone its threshold is their largest score, and
     its scaling clamps, which makes ties and damages AUROC. Here a score s is scaled to
 
-        1/2 + z / (2 (1 + |z|))   with   z = (s - threshold) / (threshold - median of the normal scores),
+        1/2 + d / (2 (c + |d|))   with   d = s - threshold   and   c = threshold - median of the normal scores,
 
     which is strictly monotone in s, 1/2 at the threshold and 1/4 for the typical normal image. The scores before
     scaling stay on the batch as ``raw_score``. Maps are scaled the same way, with statistics of the normal images'
@@ -45,7 +45,9 @@ class NormalQuantilePostProcessor(PostProcessor):
         for level in ("image", "pixel"):
             self.register_buffer(f"_{level}_scale", torch.tensor(float("nan")))
         # one number an image, for its score and for the largest and the mean value of its map
-        self._normal_scores = torch.nn.ModuleDict({key: CatMetric() for key in ("image", "map_max", "map_mean")})
+        self._image_scores: CatMetric = CatMetric()
+        self._map_largest: CatMetric = CatMetric()
+        self._map_means: CatMetric = CatMetric()
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -60,20 +62,20 @@ class NormalQuantilePostProcessor(PostProcessor):
         if outputs.gt_label is not None:
             normal = ~outputs.gt_label.bool()
         if outputs.pred_score is not None:
-            self._normal_scores["image"].update(outputs.pred_score[normal])
+            self._image_scores.update(outputs.pred_score[normal])
         if outputs.anomaly_map is not None:
             maps = outputs.anomaly_map[normal].flatten(1)
-            self._normal_scores["map_max"].update(maps.amax(dim=1))
-            self._normal_scores["map_mean"].update(maps.mean(dim=1))
+            self._map_largest.update(maps.amax(dim=1))
+            self._map_means.update(maps.mean(dim=1))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute threshold and scale."""
         del trainer, pl_module
-        image, map_max, map_mean = (self._collect(key) for key in ("image", "map_max", "map_mean"))
-        if image.numel():
-            self._set_statistics("image", self._quantile(image), image.median())
-        if map_max.numel():
-            self._set_statistics("pixel", self._quantile(map_max), map_mean.median())
+        scores, largest, means = map(_collect, (self._image_scores, self._map_largest, self._map_means))
+        if len(scores):
+            self._set_statistics("image", self._quantile(scores), scores.median())
+        if len(largest):
+            self._set_statistics("pixel", self._quantile(largest), means.median())
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so when there is no threshold to label images by."""
@@ -110,12 +112,6 @@ class NormalQuantilePostProcessor(PostProcessor):
             if getattr(done, field) is not None:
                 setattr(batch, field, getattr(done, field))
 
-    def _collect(self, key: str) -> Tensor:
-        metric = self._normal_scores[key]
-        values = metric.compute().flatten() if metric.update_called else torch.empty(0)
-        metric.reset()
-        return values
-
     def _quantile(self, scores: Tensor) -> Tensor:
         """The smallest score that keeps the expected share above it, among exchangeable images, at ``target_fpr``."""
         rank = math.ceil((len(scores) + 1) * (1 - self.target_fpr))
@@ -124,7 +120,7 @@ class NormalQuantilePostProcessor(PostProcessor):
     def _set_statistics(self, level: str, threshold: Tensor, typical: Tensor) -> None:
         scale = threshold - typical
         # all scores alike: any positive scale keeps the order
-        scale = torch.where(scale > 0, scale, threshold.abs().clamp_min(torch.finfo(scale.dtype).tiny))
+        scale = torch.where(scale > 0, scale, threshold.abs().clamp_min(1e-6))
         getattr(self, f"_{level}_threshold").copy_(threshold)
         getattr(self, f"_{level}_scale").copy_(scale)
 
@@ -144,5 +140,12 @@ class NormalQuantilePostProcessor(PostProcessor):
         threshold = self.image_threshold if level == "image" else self.pixel_threshold
         scale = getattr(self, f"_{level}_scale")
         # without validation images the order is still kept
-        z = (values - threshold.nan_to_num(0.0)) / scale.nan_to_num(1.0)
-        return 0.5 + z / (2 * (1 + z.abs()))
+        distance = values - threshold.nan_to_num(0.0)
+        return 0.5 + 0.5 * (distance / (scale.nan_to_num(1.0) + distance.abs()))
+
+
+def _collect(metric: CatMetric) -> Tensor:
+    """The values gathered from all processes, which are forgotten then."""
+    values = metric.compute() if metric.update_called else []
+    metric.reset()
+    return values.flatten() if isinstance(values, Tensor) else torch.empty(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 UNSET_MAX_EPOCHS = 1000  # what Lightning puts in when the user gave none
 
 
@@ -9,7 +11,8 @@ def as_pair(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
     """Height and width; one number stands for both."""
     if size is None:
         return None
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
 
 
 def check_ranges(**arguments: tuple[float | None, float, float | None]) -> None:
@@ -19,7 +22,7 @@ def check_ranges(**arguments: tuple[float | None, float, float | None]) -> None:
         ValueError: If a value is out of its range, with name and range.
     """
     for name, (value, low, high) in arguments.items():
-        if value is not None and (value < low or (high is not None and value > high)):
+        if value is not None and not low <= value <= (math.inf if high is None else high):
             msg = f"{name}={value} must be at least {low}{'' if high is None else f' and at most {high}'}."
             raise ValueError(msg)
 

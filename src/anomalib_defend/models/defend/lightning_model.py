@@ -23,7 +23,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
-from anomalib_defend.nn.vit import data_config
+from anomalib_defend.nn.vit import create_vit, data_config
 from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor
 from anomalib_defend.pre_processing import ResizeNormalize
 
@@ -84,6 +84,9 @@ class Defend(AnomalibModule):
         ValueError: If an argument is out of range, named with what is possible.
     """
 
+    model: DefendModel
+    trained_steps: torch.Tensor
+
     def __init__(
         self,
         backbone: str = "vit_base_patch16_224.augreg_in21k_ft_in1k",
@@ -119,6 +122,7 @@ class Defend(AnomalibModule):
             mask_ratio=(mask_ratio, 0, 0.99),
             num_prototypes=(num_prototypes, 1, None),
             num_crops=(num_crops, 1, None),
+            num_tuned_blocks=(num_tuned_blocks, 1 if dense_epochs else 0, None),
         )
         data = data_config(backbone)
         size = as_pair(image_size) or data["image_size"]
@@ -141,7 +145,9 @@ class Defend(AnomalibModule):
         hparams["crop_size"] = as_pair(hparams["crop_size"])
         if self.hparams.dense_epochs == 0:
             hparams["num_tuned_blocks"] = 0
-        return DefendModel(image_size=size, num_prototypes=num_prototypes, **hparams)
+        with torch.device("meta"):  # the values come with ``fit`` or a checkpoint: a command line starts without them
+            model = DefendModel(image_size=size, num_prototypes=num_prototypes, **hparams)
+        return model.to_empty(device=self.device)
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
@@ -182,6 +188,8 @@ class Defend(AnomalibModule):
         if num_prototypes != len(self.model.head.prototypes):
             self.model = self._build_model(num_prototypes)
         self.model.reset_student()
+        if self.hparams.weights is None and not self.hparams.pre_trained:
+            self.model.teacher.load_state_dict(create_vit(self.hparams.backbone, self.model.image_size).state_dict())
         self.trained_steps.zero_()
 
     def on_fit_start(self) -> None:
@@ -360,7 +368,7 @@ class Defend(AnomalibModule):
         changed = {name: value for name, value in saved.items() if self.hparams.get(name) != value}
         self.hparams.update(changed)
         if changed or len(prototypes) != len(self.model.head.prototypes):
-            self.model = self._build_model(len(prototypes)).to(self.device)
+            self.model = self._build_model(len(prototypes))
         super().on_load_checkpoint(checkpoint)
 
     @classmethod

@@ -7,7 +7,7 @@ Shapes: B images, N patches on a (gh, gw) grid, D channels, n crops per image, K
 from __future__ import annotations
 
 import logging
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
@@ -97,13 +97,15 @@ class DefendModel(nn.Module):
         self.student_heads = nn.ModuleList(
             nn.Linear(dim, dim) if mapped else nn.Identity() for _ in range(distill_layers)
         )
+        self.student.fc_norm.requires_grad_(not mapped)
         self.student.norm.requires_grad_(not mapped)  # it takes no part then
 
         self.grid: tuple[int, int] = tuple(self.teacher.patch_embed.grid_size)
         self.patch_size: tuple[int, int] = tuple(self.teacher.patch_embed.patch_size)
-        self.crop_size = crop_size or tuple(
+        height, width = (
             max(1, round(side * 3 / 7 / patch)) * patch for side, patch in zip(image_size, self.patch_size, strict=True)
         )
+        self.crop_size: tuple[int, int] = crop_size or (height, width)
         if any(side % patch for side, patch in zip(self.crop_size, self.patch_size, strict=True)):
             msg = f"crop_size={self.crop_size} must be a multiple of the patch size {self.patch_size} of {backbone!r}."
             raise ValueError(msg)
@@ -122,6 +124,7 @@ class DefendModel(nn.Module):
         for block in self.teacher.blocks[len(self.teacher.blocks) - num_tuned_blocks :]:
             block.requires_grad_(True)
         self.head.requires_grad_(num_tuned_blocks > 0)
+        self.reset_student()
 
     @torch.no_grad()
     def reset_student(self) -> None:
@@ -171,14 +174,13 @@ class DefendModel(nn.Module):
         return (assignment.argmax(-1) if self.hard_targets else assignment), usage
 
     @torch.no_grad()
-    def teacher_output(self, images: Tensor) -> TeacherOutput:
-        """One pass of the frozen teacher: features, and attention where it guides the mask."""
-        kwargs = {"num_layers": self.distill_layers, "final_norm": self.feature_norm != "layer_norm"}
-        attention = None
-        if self.training and self.masking == "guided" and self.mask_ratio > 0:
-            layers, attention = vits.patch_tokens_and_attention(self.teacher, images, **kwargs)
-        else:
-            layers = vits.patch_tokens(self.teacher, images, **kwargs)
+    def teacher_output(self, images: Tensor, guide: bool = False) -> TeacherOutput:
+        """One pass of the frozen teacher: features and, to ``guide`` a mask, attention."""
+        read = vits.patch_tokens_and_attention if guide else vits.patch_tokens
+        output: Any = read(
+            self.teacher, images, num_layers=self.distill_layers, final_norm=self.feature_norm != "layer_norm"
+        )
+        layers, attention = output if guide else (output, None)
         return TeacherOutput([normalize_features(tokens, self.feature_norm) for tokens in layers], attention)
 
     def student_layers(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
@@ -203,7 +205,7 @@ class DefendModel(nn.Module):
 
     def distill_step(self, images: Tensor) -> Tensor:
         """Stage 2 (MKD): loss of eq. 4 for a batch of images [B, 3, H, W]."""
-        teacher = self.teacher_output(images)
+        teacher = self.teacher_output(images, guide=self.masking == "guided" and self.mask_ratio > 0)
         keep = self.sample_keep(teacher)
         losses = []
         for student, target in zip(self.student_layers(images, keep), teacher.layers, strict=True):

@@ -1,0 +1,9 @@
+"""Every test draws the same random numbers, whichever run before it."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

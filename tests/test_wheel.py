@@ -1,0 +1,124 @@
+"""The wheel and the editable install, each in a fresh environment, where stock anomalib knows the bare names."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+AUTOLOAD = "anomalib_defend_autoload.pth"
+# The console script of the environment that is tested, as pip would write it
+ANOMALIB = "from anomalib.cli.cli import main; main()"
+
+
+@dataclass
+class Environment:
+    """A virtual environment that sees this one's other packages, but not what its .pth files add."""
+
+    path: Path
+    python: Path
+    site_packages: Path
+
+    @classmethod
+    def create(cls, path: Path) -> "Environment":
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
+        python = path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        environment = cls(path, python, site_packages=next(path.rglob("site-packages")))
+        outer = [folder for folder in sys.path if Path(folder).name == "site-packages"]
+        # the name sorts last: what is installed here comes first
+        (environment.site_packages / "zz_outer.pth").write_text("\n".join(outer) + "\n")
+        return environment
+
+    def pip(self, *arguments: str | Path) -> None:
+        pip = [sys.executable, "-m", "pip", "--python", self.python, *arguments]
+        result = subprocess.run(pip, capture_output=True, text=True, cwd=self.path, check=False)
+        assert result.returncode == 0, result.stderr
+
+    def run(self, code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        clean = {
+            key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "ANOMALIB_DEFEND_AUTOLOAD"}
+        }
+        result = subprocess.run(
+            [self.python, "-c", code, *arguments],
+            capture_output=True, text=True, cwd=self.path, env=clean, check=False, timeout=500,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment.create(tmp_path_factory.mktemp(request.param) / "venv")
+    if request.param == "wheel":
+        environment.pip("install", "--no-deps", "--force-reinstall", request.getfixturevalue("wheel"))
+    else:
+        environment.pip("install", "--no-deps", "--no-build-isolation", "--editable", ROOT)
+    return environment
+
+
+def test_wheel_ships_the_package_with_its_data(wheel: Path) -> None:
+    names = set(ZipFile(wheel).namelist())
+    source = ROOT / "src"
+    files = [
+        file for file in (source / "anomalib_defend").rglob("*") if file.suffix in {".py", ".safetensors", ".typed"}
+    ]
+    assert {file.relative_to(source).as_posix() for file in files} | {AUTOLOAD} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"anomalib_defend", AUTOLOAD}
+
+
+def test_package_comes_from_where_it_was_installed(installed: Environment) -> None:
+    source = ROOT / "src" if installed.path.parent.name.startswith("editable") else installed.site_packages
+    found = installed.run("import anomalib_defend; print(anomalib_defend.__file__)").stdout.strip()
+    assert Path(found) == source / "anomalib_defend" / "__init__.py"
+
+
+@pytest.mark.slow
+def test_python_names(installed: Environment) -> None:
+    code = """
+from anomalib.data import SemanticVOC
+from anomalib.models import get_model, list_models
+assert "defend" in list_models()
+for model in ("defend", {"class_path": "anomalib_defend.Defend"}):
+    assert type(get_model(model)).__name__ == "Defend", model
+"""
+    installed.run(code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "data"), [("Defend", "SemanticVOC")])
+def test_command_line_names(installed: Environment, model: str, data: str) -> None:
+    arguments = ["train", "--model", model, "--data", data, "--data.root", "VOC2012", "--data.category", "dog"]
+    printed = installed.run(ANOMALIB, *arguments, "--print_config").stdout
+    assert "class_path: anomalib_defend." in printed
+    assert f".{model}\n" in printed
+    assert f".{data}\n" in printed
+
+
+def test_what_remains_after_removal_is_silent(wheel: Path, tmp_path: Path) -> None:
+    environment = Environment.create(tmp_path / "venv")
+    (environment.site_packages / "zz_outer.pth").unlink()
+    environment.pip("install", "--no-deps", wheel)
+    assert environment.run("import anomalib_defend").stderr == ""
+
+    shutil.rmtree(environment.site_packages / "anomalib_defend")  # by hand, and the .pth file stays
+    assert (environment.site_packages / AUTOLOAD).exists()
+    assert environment.run("pass").stderr == ""
+
+    environment.pip("install", "--no-deps", "--force-reinstall", wheel)
+    environment.pip("uninstall", "--yes", "anomalib-defend")
+    assert not list(environment.path.rglob("*anomalib*"))
+    assert environment.run("pass").stderr == ""
