@@ -52,8 +52,8 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
     if part == "models" and Path(path).name in {"torch_model.py", "loss.py"}:
         folder = ".".join([NAME, *Path(path).parent.parts])
         return top in TENSORS or name == "anomalib.data.InferenceBatch" or within(name, *own("nn"), folder)
-    if within(name, *own(*DRIVERS)):
-        return part in DRIVERS and within(name, *own(part))
+    if within(name, *own(*DRIVERS)):  # the benchmark runs on the example too
+        return part in DRIVERS and (within(name, *own(part)) or part == "benchmark")
     if top in LIGHTNING:
         return Path(path).name == "lightning_model.py" or part in {"pre_processing", "post_processing", *DRIVERS}
     if part == "data":

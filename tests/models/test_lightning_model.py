@@ -169,7 +169,7 @@ def scores(engine, model, data, ckpt_path=None):
     return raw, metrics
 
 
-def test_checkpoint_brings_the_architecture_and_identical_scores(
+def test_checkpoint_brings_architecture_and_identical_scores(
     make_model, make_data, make_engine, every_epoch, tmp_path
 ):
     model = make_model(image_size=(40, 48), masking="random", num_prototypes=7)
@@ -232,7 +232,7 @@ def test_checkpoint_of_another_model_is_refused(make_data, make_engine, tmp_path
         make_engine().test(Defend("vit_tiny_patch16_224"), datamodule=make_data(), ckpt_path=engine.best_model_path)
 
 
-# ------------------------------------------------------------------------------------------------------- metrics, errors
+# ------------------------------------------------------------------------------------------------ metrics and errors
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8])

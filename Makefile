@@ -1,0 +1,62 @@
+# From a bare clone, with Python 3.10 to 3.13 and make:
+#   make quickstart   trains, tests and exports Defend on the embedded example
+#   make test         runs the checks and the tests
+#
+# Another interpreter:            make test PYTHON=python3.12
+# torch's builds without CUDA:    make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := quickstart
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test lint clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# Installing: a stamp file for each set of extras, so that it is done once, and again when pyproject.toml changes.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || { \
+	    echo "anomalib-defend needs Python 3.10 to 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true)."; \
+	    echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-quickstart: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[openvino]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[openvino,dev]'
+	@touch $@ $(VENV)/.installed-quickstart
+
+# What the README shows: anomalib's own command line.
+
+quickstart: $(VENV)/.installed-quickstart
+	@rm -rf $(RUN)
+	$(BIN)/python -m anomalib_defend.example --root $(RUN)/data
+	$(BIN)/anomalib train --config configs/quickstart.yaml 2>&1 | tee $(RUN)/train.log
+	$(BIN)/anomalib export --model Defend --export_type openvino --export_root $(RUN)/openvino \
+	    --ckpt_path "$$(find $(RUN) -name '*.ckpt' -print -quit)"
+	@echo
+	@grep -i 'image_AUROC' $(RUN)/train.log | tail -n 1
+	@echo "Heat maps:      $$(dirname "$$(find $(RUN) -path '*images*' -name '*.png' -not -path '$(RUN)/data/*' -print -quit)")"
+	@echo "OpenVINO model: $$(find $(RUN)/openvino -name '*.xml' -print -quit)"
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(RUN) build dist results .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,98 @@
+"""Exported models give the engine's scores, for files of any size."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from anomalib.deploy import OpenVINOInferencer
+from anomalib.models.components import AnomalibModule
+from PIL import Image
+
+from anomalib_defend import Defend
+from anomalib_defend.benchmark.export import F32, engine_scores, openvino_scores
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Files of many sizes, with structure at all scales."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for index, (height, width) in enumerate([(40, 40), (300, 500), (33, 900), (64, 48), (1200, 800), (20, 25)]):
+        coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+        noise = rng.integers(-60, 60, picture.shape)
+        paths.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray((picture + noise).clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def trained(make_model, make_data, make_engine):
+    """A model trained for three epochs."""
+    model = make_model(image_size=(40, 48))
+    engine = make_engine()
+    engine.fit(model, datamodule=make_data())
+    return model, engine
+
+
+@pytest.mark.slow
+def test_openvino_gives_the_engines_scores(trained, photos, tmp_path):
+    model, engine = trained
+    xml = engine.export(model, "openvino", export_root=tmp_path / "scaled", ckpt_path=engine.best_model_path)
+    model.post_processor.enable_normalization = False
+    raw_xml = model.to_openvino(tmp_path / "raw")
+    expected = engine_scores(model, photos)
+    exact, default = openvino_scores(raw_xml, photos, F32), openvino_scores(raw_xml, photos, {})
+    assert np.abs(exact.raw - expected.raw).max() < 1e-5
+    assert np.abs(default.raw - expected.raw).max() < 1e-2
+    threshold = model.post_processor.image_threshold.item()
+    assert (exact.novel == expected.novel)[np.abs(expected.raw - threshold) > 1e-4].all()
+    assert (default.novel == expected.novel)[np.abs(expected.raw - threshold) > 2e-2].all()
+
+    # anomalib's own inferencer, on files and with scaling
+    model.post_processor.enable_normalization = True
+    scaled = engine_scores(model, photos)
+    inferencer = OpenVINOInferencer(xml, device="CPU", config=F32)
+    for path, score, novel in zip(photos, scaled.raw, scaled.novel, strict=True):
+        prediction = inferencer.predict(path)
+        assert prediction.pred_score.item() == pytest.approx(score, abs=1e-4)
+        assert bool(prediction.pred_label) == novel
+        assert prediction.anomaly_map.shape[-2:] == (40, 48)
+    # any batch
+    images = np.random.default_rng(1).random((3, 3, 50, 70), dtype=np.float32)
+    outputs = inferencer.model(images)
+    assert outputs["pred_score"].shape[0] == 3
+    with torch.inference_mode():
+        together = model.eval()(torch.from_numpy(images)).pred_score.numpy()
+    np.testing.assert_allclose(outputs["pred_score"].reshape(-1), together, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx_and_torch_exports(trained, photos, tmp_path):
+    model, engine = trained
+    model.post_processor.enable_normalization = False
+    expected = engine_scores(model, photos)
+    onnx = model.to_onnx(tmp_path)
+    assert np.abs(openvino_scores(onnx, photos, F32).raw - expected.raw).max() < 1e-5
+    saved = engine.export(model, "torch", export_root=tmp_path)
+    loaded = torch.load(saved, weights_only=False)["model"]
+    assert np.array_equal(engine_scores(loaded, photos).raw, expected.raw)
+
+
+@pytest.mark.slow
+def test_eight_bits_need_enough_images(trained, make_data, tmp_path):
+    model, engine = trained
+    with pytest.raises(ValueError, match="at least 100 training images, but the datamodule has"):
+        engine.export(model, "openvino", export_root=tmp_path, compression_type="int8_ptq", datamodule=make_data())
+    with pytest.raises(ValueError, match="pass --data"):
+        engine.export(model, "openvino", export_root=tmp_path, compression_type="int8_ptq")
+
+
+def test_the_private_hook_that_is_overridden_is_still_there():
+    hook = inspect.getattr_static(AnomalibModule, "_post_training_quantization_ov")
+    assert isinstance(hook, staticmethod)
+    assert list(inspect.signature(hook.__func__).parameters) == ["model", "datamodule"]
+    assert Defend._post_training_quantization_ov is not AnomalibModule._post_training_quantization_ov

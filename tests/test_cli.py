@@ -1,0 +1,110 @@
+"""The command lines of the README, through anomalib's own command line."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from anomalib.cli.cli import AnomalibCLI
+from PIL import Image
+from safetensors.torch import save_file
+
+import anomalib_defend.data  # the bare names, also where the package is not installed
+import anomalib_defend.models  # noqa: F401
+from anomalib_defend.nn.vit import create_vit
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TRAINER = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture
+def anomalib(tmp_path, monkeypatch):
+    """``anomalib ARGUMENTS`` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("anomalib_defend.nn.prototypes.HIDDEN_DIM", 32)
+
+    def run(*arguments):
+        return AnomalibCLI([str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A local file with the weights of a small encoder, classifier included, as half precision."""
+    vit = create_vit("vit_digits_patch8_96", (96, 96))
+    state = {name: value.half() for name, value in vit.state_dict().items()}
+    save_file(
+        {**state, "head.weight": torch.zeros(10, 96), "head.bias": torch.zeros(10)}, tmp_path / "tiny.safetensors"
+    )
+    return "tiny.safetensors"
+
+
+def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
+    data = ["--data", "SemanticVOC", "--data.root", voc, "--data.category", "dog"]
+    small = ["--data.train_batch_size", "4", "--data.num_workers", "0"]
+    with caplog.at_level(logging.INFO):
+        train = anomalib(
+            "train", "--model", "Defend", "--model.backbone", "vit_digits_patch8_96", "--model.weights", weights,
+            "--model.dense_epochs", "1", "--model.distill_epochs", "2", "--model.image_size", "32",
+            *data, "--data.setting", "uni_class", *small, *TRAINER,
+        )  # fmt: skip
+    assert train.engine.trainer.current_epoch == 3
+    trained = train.engine.trainer.callback_metrics["image_AUROC"]
+    ckpt = Path(train.engine.best_model_path)
+    assert ckpt.is_relative_to(tmp_path / "results" / "Defend" / "SemanticVOC" / "dog")
+    assert "Stage 1, dense fine-tuning: epoch 1 of 1." in caplog.text
+    pictures = list((tmp_path / "results").rglob("images/**/*.jpg"))
+    assert len(pictures) == 8
+    assert Image.open(pictures[0]).width > Image.open(pictures[0]).height  # the image beside its heat map
+    (tmp_path / weights).unlink()  # nothing but the checkpoint is needed from here on
+
+    test = anomalib("test", "--model", "Defend", *data, "--data.num_workers", "0", "--ckpt_path", ckpt, *TRAINER)
+    assert test.engine.trainer.callback_metrics["image_AUROC"] == trained
+    assert test.model.model.image_size == (32, 32)
+
+    predict = anomalib("predict", "--model", "Defend", "--data", voc / "JPEGImages", "--ckpt_path", ckpt, *TRAINER)
+    assert predict.model.hparams.backbone == "vit_digits_patch8_96"
+
+    if pytest.importorskip("openvino"):
+        anomalib("export", "--model", "Defend", "--ckpt_path", ckpt, "--export_type", "openvino")
+        assert list((tmp_path / "results").rglob("openvino/model.xml"))
+
+
+def test_several_categories(anomalib, voc):
+    run = anomalib(
+        "train", "--model", "Defend", "--model.backbone", "vit_digits_patch8_96", "--model.pre_trained", "false",
+        "--model.image_size", "[32,48]", "--data", "SemanticVOC", "--data.root", voc, "--data.category", "[dog,cat]",
+        "--data.num_workers", "0", "--trainer.fast_dev_run", "true", *TRAINER,
+    )  # fmt: skip
+    assert run.datamodule.category == "cat_dog"
+    assert run.model.model.image_size == (32, 48)
+
+
+def test_unknown_category_is_refused(anomalib, voc):
+    with pytest.raises(ValueError, match="zebra"):
+        anomalib(
+            "train", "--model", "Defend", "--model.backbone", "vit_digits_patch8_96", "--data", "SemanticVOC",
+            "--data.root", voc, "--data.category", "zebra", *TRAINER,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_configurations_run(anomalib, voc, path):
+    category = yaml.safe_load(path.read_text())["data"]["init_args"]["category"]
+    run = anomalib(
+        "train", "--config", path, "--data.init_args.root", voc, "--data.init_args.num_workers", "0",
+        "--data.init_args.category", "dog" if category != "dog" else "cat",
+        "--model.init_args.backbone", "vit_digits_patch8_96", "--trainer.fast_dev_run", "true", *TRAINER,
+    )  # fmt: skip
+    assert run.model.trained_steps.tolist() == [1, 1] or run.model.hparams.dense_epochs == 0
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.name)
+def test_data_configurations_run_with_a_stock_model(anomalib, voc, path):
+    anomalib(
+        "train", "--model", "Padim", "--model.backbone", "resnet18", "--model.pre_trained", "false",
+        "--data", path, "--data.init_args.root", voc, "--data.init_args.num_workers", "0",
+        "--trainer.fast_dev_run", "true", *TRAINER,
+    )  # fmt: skip
