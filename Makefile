@@ -3,7 +3,7 @@
 #   make test         runs the checks and the tests
 #
 # Another interpreter:            make test PYTHON=python3.12
-# torch's builds without CUDA:    make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# torch's builds without CUDA:    make test PIP_ARGS="--extra-index-url <its index for the CPU>"
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -47,7 +47,7 @@ quickstart: $(VENV)/.installed-quickstart
 	    --ckpt_path "$$(find $(RUN) -name '*.ckpt' -print -quit)"
 	@echo
 	@grep -i 'image_AUROC' $(RUN)/train.log | tail -n 1
-	@echo "Heat maps:      $$(dirname "$$(find $(RUN) -path '*images*' -name '*.png' -not -path '$(RUN)/data/*' -print -quit)")"
+	@echo "Heat maps:      $$(dirname "$$(find $(RUN) -path '*images*' -type f -not -path '$(RUN)/data/*' -print -quit)")"
 	@echo "OpenVINO model: $$(find $(RUN)/openvino -name '*.xml' -print -quit)"
 
 test: lint

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -108,3 +109,22 @@ def test_data_configurations_run_with_a_stock_model(anomalib, voc, path):
         "--data", path, "--data.init_args.root", voc, "--data.init_args.num_workers", "0",
         "--trainer.fast_dev_run", "true", *TRAINER,
     )  # fmt: skip
+
+
+def test_anomalib_benchmark(anomalib, voc, tmp_path):
+    model = {"backbone": "vit_digits_patch8_96", "pre_trained": False, "image_size": 32, "distill_epochs": 1}
+    config = {
+        "accelerator": "cpu",
+        "benchmark": {
+            "seed": 0,
+            "model": {"class_path": "Defend", "init_args": {**model, "dense_epochs": {"grid": [0, 1]}}},
+            "data": {"class_path": "SemanticVOC", "init_args": {"root": str(voc), "category": "dog", "num_workers": 0}},
+        },
+    }
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(yaml.safe_dump(config))
+    anomalib("benchmark", "--config", path)
+    (table,) = (tmp_path / "runs" / "benchmark").rglob("results.csv")
+    rows = pd.read_csv(table)
+    assert len(rows) == 2
+    assert rows.image_AUROC.between(0, 1).all()

@@ -6,9 +6,11 @@ import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.models import Padim
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from sklearn.metrics import roc_auc_score
+from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_defend import Defend
 
@@ -169,9 +171,7 @@ def scores(engine, model, data, ckpt_path=None):
     return raw, metrics
 
 
-def test_checkpoint_brings_architecture_and_identical_scores(
-    make_model, make_data, make_engine, every_epoch, tmp_path
-):
+def test_checkpoint_brings_architecture_and_identical_scores(make_model, make_data, make_engine, every_epoch, tmp_path):
     model = make_model(image_size=(40, 48), masking="random", num_prototypes=7)
     engine = make_engine(callbacks=[every_epoch])
     engine.fit(model, datamodule=make_data())
@@ -217,6 +217,36 @@ def test_resuming_continues_either_stage(make_model, make_data, make_engine, eve
     assert len(recorder.logged) == 4 - epoch
 
 
+@pytest.mark.parametrize("step", [2, 3, 4, 7])
+def test_resuming_inside_an_epoch_enters_its_stage(make_model, make_data, make_engine, tmp_path, step):
+    """Steps 1 to 6 are stage 1, two epochs of three; Lightning starts no new epoch when it resumes inside one."""
+    every_step = ModelCheckpoint(dirpath=tmp_path / "steps", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    make_engine(callbacks=[every_step]).fit(make_model(dense_epochs=2), datamodule=make_data())
+    recorder = Recorder()
+    recorder.validated.append(0)
+    model, engine = make_model(dense_epochs=2), make_engine(callbacks=[recorder])
+    engine.fit(model, datamodule=make_data(), ckpt_path=tmp_path / "steps" / f"step={step}.ckpt")
+    assert model.trained_steps.tolist() == [6, 6]
+    assert sum(recorder.validated) == 2  # one batch after each epoch of stage 2
+    assert not model.model.teacher.training
+
+
+def test_a_finished_engine_does_not_start_anew(make_model, make_data, make_engine):
+    model, engine = make_model(), make_engine()
+    engine.fit(model, datamodule=make_data())
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="has finished its training: use a new Engine"):
+        engine.fit(model, datamodule=make_data())
+    after = weights(model)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("model.", "trained")))
+
+
+def test_other_limits_of_the_trainer_are_honoured(make_model, make_data, make_engine):
+    model = make_model()
+    make_engine(max_steps=4).fit(model, datamodule=make_data())
+    assert model.trained_steps.tolist() == [3, 1]
+
+
 def test_resuming_may_go_on_for_longer(make_model, make_data, make_engine, every_epoch):
     make_engine(callbacks=[every_epoch]).fit(make_model(), datamodule=make_data())
     model = make_model(distill_epochs=4)
@@ -233,6 +263,35 @@ def test_checkpoint_of_another_model_is_refused(make_data, make_engine, tmp_path
 
 
 # ------------------------------------------------------------------------------------------------ metrics and errors
+
+
+def test_checkpoint_of_another_pre_processor_is_refused(make_model, make_data, make_engine, every_epoch):
+    make_engine(callbacks=[every_epoch]).fit(make_model(dense_epochs=0), datamodule=make_data())
+    stock = PreProcessor(Compose([Resize((32, 32)), Normalize([0.5] * 3, [0.5] * 3)]))
+    with pytest.raises(ValueError, match="trained with another component than PreProcessor"):
+        make_engine().test(
+            make_model(pre_processor=stock), datamodule=make_data(), ckpt_path=every_epoch.best_model_path
+        )
+
+
+def test_a_stock_pre_processor_works(make_model, make_data, make_engine, every_epoch):
+    def stock():
+        return PreProcessor(Compose([Resize((32, 32)), Normalize([0.5] * 3, [0.5] * 3)]))
+
+    engine = make_engine(callbacks=[every_epoch])
+    trained = engine.train(make_model(dense_epochs=0, pre_processor=stock()), datamodule=make_data())
+    other = make_model(pre_processor=stock())
+    assert make_engine().test(other, datamodule=make_data(), ckpt_path=every_epoch.best_model_path) == trained
+
+
+def test_images_of_another_size_are_refused(make_model, make_data, make_engine):
+    with pytest.raises(ValueError, match="its pre_processor has to resize them"):
+        make_engine().fit(make_model(pre_processor=False), datamodule=make_data(train_batch_size=1))
+
+
+def test_untrained_model_scores_nothing(make_model):
+    with pytest.raises(RuntimeError, match="Cannot score images"):
+        make_model().eval()(torch.rand(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8])

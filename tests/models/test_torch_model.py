@@ -121,7 +121,7 @@ def test_crops_are_compared_with_their_own_targets(images, monkeypatch, hard, cr
     assert loss.shape == ()
     assert loss.isfinite()
     similarities, targets = seen[0]
-    assert similarities.shape == (12, 4, *size)
+    assert similarities.shape == (12, *size, 4)
     maps, _ = model.dense_targets(images)
     for crop, (top, left, h, w) in enumerate(boxes[-1].tolist()):
         block = maps[crop // 3, top : top + h, left : left + w]

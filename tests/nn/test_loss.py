@@ -9,25 +9,25 @@ from anomalib_defend.models.defend.loss import dense_loss, feature_distance, nor
 
 def test_dense_loss_equals_naive_cross_entropy():
     torch.manual_seed(0)
-    similarities = torch.rand(3, 5, 4, 6) * 2 - 1
+    similarities = torch.rand(3, 4, 6, 5) * 2 - 1
     labels = torch.randint(0, 5, (3, 4, 6))
     total = 0.0
     for crop in range(3):
         for row in range(4):
             for column in range(6):
-                logits = similarities[crop, :, row, column].double() / 0.1
+                logits = similarities[crop, row, column].double() / 0.1
                 total += -(logits - logits.exp().sum().log())[labels[crop, row, column]].item()
     assert dense_loss(similarities, labels).item() == pytest.approx(total / 72, rel=1e-5)
 
 
 def test_hard_labels_are_soft_assignments_of_one():
-    similarities, labels = torch.rand(3, 5, 4, 6), torch.randint(0, 5, (3, 4, 6))
+    similarities, labels = torch.rand(3, 4, 6, 5), torch.randint(0, 5, (3, 4, 6))
     soft = F.one_hot(labels, 5).float()
     torch.testing.assert_close(dense_loss(similarities, soft), dense_loss(similarities, labels))
 
 
 def test_soft_assignments_mix_the_losses_of_the_labels():
-    similarities, first, second = torch.rand(2, 3, 4, 4), torch.zeros(2, 4, 4).long(), torch.full((2, 4, 4), 2)
+    similarities, first, second = torch.rand(2, 4, 4, 3), torch.zeros(2, 4, 4).long(), torch.full((2, 4, 4), 2)
     soft = 0.3 * F.one_hot(first, 3) + 0.7 * F.one_hot(second, 3)
     expected = 0.3 * dense_loss(similarities, first) + 0.7 * dense_loss(similarities, second)
     torch.testing.assert_close(dense_loss(similarities, soft), expected)
@@ -35,13 +35,13 @@ def test_soft_assignments_mix_the_losses_of_the_labels():
 
 def test_confident_right_predictions_cost_nothing():
     labels = torch.randint(0, 4, (2, 3, 3))
-    right = F.one_hot(labels, 4).movedim(-1, 1) * 5.0
+    right = F.one_hot(labels, 4) * 5.0
     assert dense_loss(right, labels).item() == pytest.approx(0, abs=1e-6)
     assert dense_loss(-right, labels).item() > 1
 
 
 def test_dense_loss_of_half_precision_is_computed_in_float32():
-    loss = dense_loss(torch.rand(2, 3, 4, 4).half(), torch.zeros(2, 4, 4).long())
+    loss = dense_loss(torch.rand(2, 4, 4, 3).half(), torch.zeros(2, 4, 4).long())
     assert loss.dtype == torch.float32
 
 

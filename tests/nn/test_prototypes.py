@@ -10,7 +10,7 @@ from anomalib_defend.nn.prototypes import EMBED_DIM, PrototypeHead, similarity, 
 def naive(embeddings, prototypes, size):
     """norm(upsample(z)) C^T, as the method states it."""
     upsampled = F.interpolate(embeddings.permute(0, 3, 1, 2), size=size, mode="bilinear")
-    return torch.einsum("mdhw,kd->mkhw", F.normalize(upsampled, dim=1), prototypes)
+    return torch.einsum("mdhw,kd->mhwk", F.normalize(upsampled, dim=1), prototypes)
 
 
 @pytest.mark.parametrize(

@@ -69,17 +69,17 @@ def upsampled_similarity(embeddings: Tensor, prototypes: Tensor, size: tuple[int
         size: Resolution (height, width) to upsample to.
 
     Returns:
-        [M, K, height, width] float32.
+        [M, height, width, K] float32.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         z = embeddings.float()
-        m, gh, gw, _ = z.shape
-        dots = F.interpolate((z @ prototypes.float().T).permute(0, 3, 1, 2), size=size, mode="bilinear")
+        _, gh, gw, _ = z.shape
         # row i: how much token i weighs at each position
         weights = torch.eye(gh * gw, device=z.device).reshape(-1, 1, gh, gw)
         weights = F.interpolate(weights, size=size, mode="bilinear").flatten(1)
         i, j = (weights @ weights.T).triu().nonzero(as_tuple=True)  # the pairs that ever meet: neighbours
         mix = weights[i] * weights[j] * torch.where(i == j, 1.0, 2.0)[:, None]
         tokens = z.flatten(1, 2)
-        length = ((tokens @ tokens.mT)[:, i, j] @ mix).clamp_min(1e-12).sqrt().reshape(m, 1, *size)
-        return dots / length
+        dots = weights.T @ (tokens @ prototypes.float().T)
+        length = ((tokens @ tokens.mT)[:, i, j] @ mix).clamp_min(1e-12).sqrt()
+        return (dots / length.unsqueeze(-1)).unflatten(1, size)

@@ -27,14 +27,16 @@ def check_ranges(**arguments: tuple[float | None, float, float | None]) -> None:
             raise ValueError(msg)
 
 
-def plan_epochs(dense: int, distill: int, max_epochs: int | None) -> int:
+def plan_epochs(dense: int, distill: int, max_epochs: int | None, other_limit: bool = False) -> int:
     """Number of epochs to train: both stages, or fewer of stage 2 if the trainer's own limit says so.
+
+    Lightning puts 1000 in for no value, and -1 where another limit (steps, time) is given: neither is the user's.
 
     Raises:
         ValueError: If the trainer's limit would cut stage 2 off, or asks for more epochs than the stages have.
     """
     total = dense + distill
-    if max_epochs in {UNSET_MAX_EPOCHS, total}:
+    if max_epochs in {UNSET_MAX_EPOCHS, total} or (other_limit and max_epochs in {None, -1}):
         return total
     if max_epochs is None or not dense < max_epochs < total:
         msg = (

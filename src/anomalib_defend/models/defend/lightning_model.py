@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import F1Score
 from anomalib.metrics.evaluator import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -136,6 +136,7 @@ class Defend(AnomalibModule):
         self._epochs = (dense_epochs, distill_epochs)
         self._usage: list[torch.Tensor] = []
         self._set_aside: dict[str, Any] | None = None
+        self._entered: int | None = None
 
     # ------------------------------------------------------------------------------------------------- construction
 
@@ -184,6 +185,8 @@ class Defend(AnomalibModule):
             return
         if self.hparams.seed is not None:
             seed_everything(self.hparams.seed, workers=True)
+        if self.trainer.current_epoch > 0:  # this trainer has trained before: on_fit_start decides, nothing is lost
+            return
         num_prototypes = self._choose_num_prototypes()
         if num_prototypes != len(self.model.head.prototypes):
             self.model = self._build_model(num_prototypes)
@@ -194,6 +197,9 @@ class Defend(AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Fix the epochs and, unless a checkpoint has brought it, load the teacher."""
+        if self.trainer.ckpt_path is None and self.trainer.current_epoch > 0:
+            msg = "This engine has finished its training: use a new Engine, or resume with ckpt_path and more epochs."
+            raise RuntimeError(msg)
         self._plan_epochs()
         self._check_strategy()
         if self.trainer.ckpt_path is not None:
@@ -212,7 +218,8 @@ class Defend(AnomalibModule):
             loop.max_epochs = sum(self._epochs)
         else:
             self._epochs = (self.hparams.dense_epochs, self.hparams.distill_epochs)
-            loop.max_epochs = plan_epochs(*self._epochs, loop.max_epochs)
+            other_limit = trainer.max_steps != -1 or any(isinstance(callback, Timer) for callback in trainer.callbacks)
+            loop.max_epochs = plan_epochs(*self._epochs, loop.max_epochs, other_limit)
         logger.info("Training %d epochs: dense fine-tuning %d, distillation %d.", loop.max_epochs, *self._epochs)
 
     def _check_strategy(self) -> None:
@@ -256,8 +263,23 @@ class Defend(AnomalibModule):
         """Whether the current epoch belongs to stage 1."""
         return self.current_epoch < self._epochs[0]
 
+    def on_train_start(self) -> None:
+        """Give every process, and a resumed run, random numbers of its own."""
+        if self.hparams.seed is not None and (self.trainer.world_size > 1 or self.trainer.ckpt_path is not None):
+            torch.manual_seed(self.hparams.seed + self.global_rank + 1_000_003 * self.current_epoch)
+
     def on_train_epoch_start(self) -> None:
         """Enter the stage of this epoch."""
+        self._enter_stage()
+
+    def on_train_batch_start(self, *_args: object) -> None:
+        """Enter the stage of this epoch, where a run was resumed in its middle."""
+        self._enter_stage()
+
+    def _enter_stage(self) -> None:
+        if self._entered == self.current_epoch:
+            return
+        self._entered = self.current_epoch
         self.model.teacher.eval()
         dense, distill = self._epochs
         if self.in_dense_stage:
@@ -270,6 +292,7 @@ class Defend(AnomalibModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """One step of the stage that the epoch belongs to."""
         del batch_idx
+        self.trained_steps[0 if self.in_dense_stage else 1] += 1  # decides what may be tested and exported
         if self.in_dense_stage:
             loss, usage = self.model.dense_step(batch.image)
             self._usage.append(usage)
@@ -281,11 +304,9 @@ class Defend(AnomalibModule):
         return loss
 
     def _log_step(self, name: str, value: torch.Tensor, batch: Batch) -> None:
-        self.log(name, value, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.image))
-
-    def on_train_batch_end(self, *_args: object) -> None:
-        """Count the steps of each stage: what was trained decides what may be tested and exported."""
-        self.trained_steps[0 if self.in_dense_stage else 1] += 1
+        # the bar shows the last step, which tells sooner than the mean of a long epoch
+        self.log(name, value, prog_bar=True, batch_size=len(batch.image))
+        self.log(f"{name}_epoch", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.image))
 
     def on_train_epoch_end(self) -> None:
         """Warn when the prototypes collapse."""
@@ -302,8 +323,9 @@ class Defend(AnomalibModule):
             )
 
     def teardown(self, stage: str) -> None:
-        """Leave the trainer as it was."""
+        """Give the trainer its validation back."""
         del stage
+        self._entered = None
         self._take_validation_up()
 
     def _set_validation_aside(self) -> None:
@@ -326,8 +348,16 @@ class Defend(AnomalibModule):
     def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
         """Score a batch and log the mean score of the normal validation images as ``val_score``."""
         predictions = self.model(batch.image)
-        self.log("val_score", predictions.pred_score.mean(), on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        normal = predictions.pred_score if batch.gt_label is None else predictions.pred_score[~batch.gt_label.bool()]
+        mean = normal.sum() / max(1, len(normal))
+        self.log("val_score", mean, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(normal))
         return batch.update(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
+
+    def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
+        """Pre-process, score and post-process images; a model without trained student is refused."""
+        if not torch.compiler.is_compiling():
+            self._require_student("score images")
+        return super().forward(batch, *args, **kwargs)
 
     def on_test_start(self) -> None:
         """Refuse a model whose student was never trained."""
@@ -362,9 +392,19 @@ class Defend(AnomalibModule):
         if prototypes is None or not set(ARCHITECTURE) <= saved.keys():
             msg = "This is not a checkpoint of Defend: train one with `anomalib train --model Defend ...`."
             raise ValueError(msg)
+        for key, component in self._checkpointable_components().items():
+            config: dict[str, Any] = getattr(component, "checkpoint_config", dict)()
+            if checkpoint.get(key, config).keys() != config.keys():
+                name = type(component).__name__
+                msg = (
+                    f"The checkpoint was trained with another component than {name}: give Defend the same one ({key})."
+                )
+                raise ValueError(msg)
         resumed = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if resumed and self.hparams.distill_epochs != self._default("distill_epochs"):
             saved = {**saved, "distill_epochs": self.hparams.distill_epochs}  # the run may go on for longer
+        if resumed:
+            logger.info("Resuming with the checkpoint's arguments and distill_epochs=%d.", saved["distill_epochs"])
         changed = {name: value for name, value in saved.items() if self.hparams.get(name) != value}
         self.hparams.update(changed)
         if changed or len(prototypes) != len(self.model.head.prototypes):
@@ -378,6 +418,7 @@ class Defend(AnomalibModule):
     def to_torch(self, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does; a model without trained student is refused."""
         self._require_student("export")
+        self.eval()
         return super().to_torch(*args, **kwargs)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:

@@ -20,15 +20,14 @@ def dense_loss(similarities: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of the crops' prototype predictions with the aligned assignments (eq. 1).
 
     Args:
-        similarities: P = Z C^T per crop and position, [M, K, R, R].
+        similarities: P = Z C^T per crop and position, [M, R, R, K].
         targets: Labels y, [M, R, R] long, or soft assignments Q, [M, R, R, K].
 
     Returns:
         Mean over crops and positions, a scalar.
     """
-    if targets.is_floating_point():
-        targets = targets.movedim(-1, 1)
-    return F.cross_entropy(similarities.float() / TEMPERATURE, targets)
+    # one flat list of positions: the two-dimensional kernel is not deterministic on CUDA
+    return F.cross_entropy(similarities.float().flatten(0, 2) / TEMPERATURE, targets.flatten(0, 2))
 
 
 def normalize_features(tokens: Tensor, norm: FeatureNorm) -> Tensor:

@@ -79,7 +79,7 @@ class DefendModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.image_size = image_size
+        self.image_size: tuple[int, int] = (image_size[0], image_size[1])
         self.num_crops = num_crops
         self.random_view = random_view
         self.hard_targets = hard_targets
@@ -126,6 +126,14 @@ class DefendModel(nn.Module):
         self.head.requires_grad_(num_tuned_blocks > 0)
         self.reset_student()
 
+    def _check_size(self, images: Tensor) -> None:
+        if tuple(images.shape[-2:]) != self.image_size:
+            msg = (
+                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
+                "its pre_processor has to resize them."
+            )
+            raise ValueError(msg)
+
     @torch.no_grad()
     def reset_student(self) -> None:
         """Draw student, projection head and prototypes anew from torch's global random state."""
@@ -141,6 +149,7 @@ class DefendModel(nn.Module):
         Returns:
             The loss, and the perplexity of the prototypes' use (scalars).
         """
+        self._check_size(images)
         self.head.normalize_prototypes()
         # the view, and crops of it on the patch grid
         view = images
@@ -205,6 +214,7 @@ class DefendModel(nn.Module):
 
     def distill_step(self, images: Tensor) -> Tensor:
         """Stage 2 (MKD): loss of eq. 4 for a batch of images [B, 3, H, W]."""
+        self._check_size(images)
         teacher = self.teacher_output(images, guide=self.masking == "guided" and self.mask_ratio > 0)
         keep = self.sample_keep(teacher)
         losses = []
@@ -224,6 +234,7 @@ class DefendModel(nn.Module):
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, H, W], not scaled.
         """
+        self._check_size(images)
         teacher = self.teacher_output(images)
         distances = [
             feature_distance(student, target, self.distill_loss)
