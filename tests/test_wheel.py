@@ -108,6 +108,20 @@ def test_command_line_names(installed: Environment, model: str, data: str) -> No
     assert f".{data}\n" in printed
 
 
+@pytest.mark.slow
+def test_wheel_trains_and_exports_from_the_command_line(wheel: Path, voc: Path, tmp_path: Path) -> None:
+    environment = Environment.create(tmp_path / "venv")
+    environment.pip("install", "--no-deps", "--force-reinstall", wheel)
+    data = ["--data", "SemanticVOC", "--data.root", voc, "--data.category", "dog", "--data.num_workers", "0"]
+    model = ["--model", "Defend", "--model.backbone", "vit_digits_patch8_96", "--model.image_size", "32"]
+    stages = ["--model.dense_epochs", "1", "--model.distill_epochs", "1", "--trainer.accelerator", "cpu"]
+    output = environment.run(ANOMALIB, "train", *model, *stages, *data).stdout
+    assert "image_AUROC" in output
+    (ckpt,) = (environment.path / "results").rglob("model.ckpt")
+    environment.run(ANOMALIB, "export", "--model", "Defend", "--export_type", "openvino", "--ckpt_path", ckpt)
+    assert list(environment.path.rglob("openvino/model.xml"))
+
+
 def test_what_remains_after_removal_is_silent(wheel: Path, tmp_path: Path) -> None:
     environment = Environment.create(tmp_path / "venv")
     (environment.site_packages / "zz_outer.pth").unlink()
