@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+# the models are tiny: threads that wait for each other on a busy machine cost more than they bring
+torch.set_num_threads(1)
 
 Labels = dict[str, dict[str, int]]  # image -> category -> flag, 0 for "only difficult objects"
 CATEGORIES = ("cat", "dog", "person")
