@@ -18,20 +18,22 @@ from anomalib_defend import Defend, SemanticVOC
 import anomalib_defend.nn.prototypes as prototypes
 
 prototypes.HIDDEN_DIM = 32
-voc, out = sys.argv[1:]
-model = Defend("vit_digits_patch8_96", pre_trained=False, image_size=32, dense_epochs=1, distill_epochs=2,
-               student_lr=1e-3, visualizer=False)
+voc, out, strategy, dense_epochs = sys.argv[1:]
+model = Defend("vit_digits_patch8_96", pre_trained=False, image_size=32, dense_epochs=int(dense_epochs),
+               distill_epochs=2, student_lr=1e-3, visualizer=False)
 data = SemanticVOC(voc, category="dog", train_batch_size=4, eval_batch_size=4, num_workers=0)
-engine = Engine(default_root_dir=out, accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true",
+engine = Engine(default_root_dir=out, accelerator="cpu", devices=2, strategy=strategy,
                 enable_progress_bar=False, logger=False)
 engine.fit(model, datamodule=data)
 state = {name: value.cpu() for name, value in model.state_dict().items()}
+state["val_score"] = engine.trainer.callback_metrics["val_score"]
 torch.save(state, f"{out}/rank{engine.trainer.global_rank}.pt")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_agree(voc, tmp_path):
+@pytest.mark.parametrize(("strategy", "dense_epochs"), [("ddp_find_unused_parameters_true", 1), ("ddp", 0)])
+def test_two_processes_agree(voc, tmp_path, strategy, dense_epochs):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     with socket.socket() as free:
@@ -40,7 +42,7 @@ def test_two_processes_agree(voc, tmp_path):
     source = os.path.dirname(os.path.dirname(anomalib_defend.__file__))  # noqa: PTH120
     environment = {**os.environ, "PYTHONPATH": source, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, script, voc, tmp_path],
+        [sys.executable, script, voc, tmp_path, strategy, str(dense_epochs)],
         env=environment,
         capture_output=True,
         text=True,
@@ -50,7 +52,7 @@ def test_two_processes_agree(voc, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     # 9 training images make 2 batches of 4 on each rank
-    assert first["trained_steps"].tolist() == [2, 4]
+    assert first["trained_steps"].tolist() == [2 * dense_epochs, 4]
     differ = [name for name in first if not torch.allclose(first[name], second[name], rtol=0, atol=0, equal_nan=True)]
     assert not differ
     assert first["post_processor._image_threshold"].isfinite()
