@@ -1,6 +1,8 @@
 """Exported models give the engine's scores, for files of any size."""
 
 import inspect
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from anomalib.deploy import OpenVINOInferencer
 from anomalib.models.components import AnomalibModule
 from PIL import Image
 
-from anomalib_defend import Defend
-from anomalib_defend.benchmark.export import F32, engine_scores, openvino_scores
+from anomalib_defend import Defend, SemanticVOC
+from anomalib_defend.benchmark.export import F32, compare, engine_scores, openvino_scores
 
 pytest.importorskip("openvino")
 
@@ -96,3 +98,18 @@ def test_the_private_hook_that_is_overridden_is_still_there():
     assert isinstance(hook, staticmethod)
     assert list(inspect.signature(hook.__func__).parameters) == ["model", "datamodule"]
     assert Defend._post_training_quantization_ov is not AnomalibModule._post_training_quantization_ov
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_openvino_on_fifty_photographs(shared, make_engine, tmp_path):
+    shutil.unpack_archive(shared / "data" / "voc2012_animals.zip", tmp_path)
+    weights = shared / "weights" / "deit_tiny_patch16_224.fp16.safetensors"
+    model = Defend("deit_tiny_patch16_224", weights=str(weights), dense_epochs=0, distill_epochs=1, student_lr=5e-4)
+    data = SemanticVOC(tmp_path, category="horse", max_train_images=40, num_workers=0, train_batch_size=8)
+    engine = make_engine()
+    engine.fit(model, datamodule=data)
+    rows = {row["variant"]: row for row in compare(Path(engine.best_model_path), data, 50, ["f32", "default hint"])}
+    assert rows["f32"]["max_difference"] < 1e-5
+    assert rows["f32"]["labels_flipped"] == 0
+    assert rows["default hint"]["max_difference"] < 1e-2

@@ -7,6 +7,7 @@ from torchvision.transforms.v2 import Compose, Resize
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_defend.pre_processing import AntialiasedResize, ResizeNormalize
+from anomalib_defend.pre_processing.resize_normalize import interpolation_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -25,14 +26,22 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 )
 def test_it_equals_torchvisions_antialiased_resize(old, new):
     images = torch.rand(2, 3, *old)
-    expected = resize(images, list(new), antialias=True)
-    torch.testing.assert_close(AntialiasedResize(Resize(list(new)))(images), expected, atol=1e-5, rtol=0)
+    expected = resize(images.double(), list(new), antialias=True).float()  # in float32 its own positions are rounded
+    torch.testing.assert_close(AntialiasedResize(Resize(list(new)))(images), expected, atol=2e-6, rtol=0)
 
 
 def test_without_antialiasing_a_large_photo_differs():
     images = torch.rand(1, 3, 375, 500)
     result = AntialiasedResize(Resize([64, 64]))(images)
     assert (result - resize(images, [64, 64], antialias=False)).abs().max() > 0.1
+
+
+def test_weights_survive_bfloat16():
+    """OpenVINO's default precision: positions beyond 256 have to stay apart, and no row may be lost or too bright."""
+    whole, rest = interpolation_weights(3000, 224, torch.zeros(1, dtype=torch.bfloat16))
+    expected = sum(interpolation_weights(3000, 224, torch.zeros(1)))
+    torch.testing.assert_close(whole.float() + rest.float(), expected, atol=5e-3, rtol=0)
+    torch.testing.assert_close((whole.float() + rest.float()).sum(dim=1), torch.full((224,), 256.0), atol=0.05, rtol=0)
 
 
 def test_a_constant_image_stays_constant():

@@ -87,17 +87,8 @@ def run_cell(cell: Cell) -> Cell:
 
 def table(results: list[Cell]) -> str:
     """The results as a Markdown table."""
-    columns = [
-        "category",
-        "method",
-        "dense_epochs",
-        "distill_epochs",
-        "student_lr",
-        "seed",
-        "auroc",
-        "minutes",
-        "peak_gb",
-    ]
+    settings = ["category", "method", "teacher", "dense_epochs", "distill_epochs", "student_lr", "seed"]
+    columns = [*settings, "auroc", "minutes", "peak_gb"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for result in results:
         row = {**result, "auroc": f"{result['auroc']:.3f}", "minutes": f"{result['minutes']:.1f}"}

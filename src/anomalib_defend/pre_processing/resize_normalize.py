@@ -64,18 +64,31 @@ class AntialiasedResize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Resize [B, C, H, W] to [B, C, *size]."""
         height, width = self.resize.size
-        rows = interpolation_matrix(images.shape[-2], height, images)
-        columns = interpolation_matrix(images.shape[-1], width, images)
-        return rows @ images @ columns.T
+        images = _product(interpolation_weights(images.shape[-2], height, images), images)
+        return _product(interpolation_weights(images.shape[-1], width, images), images.mT).mT
 
 
-def interpolation_matrix(old: int, new: int, like: Tensor) -> Tensor:
-    """Weights of antialiased linear interpolation from ``old`` to ``new`` samples, [new, old].
+def interpolation_weights(old: int, new: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of antialiased linear interpolation from ``old`` to ``new`` samples, times 256: whole part and rest.
 
     Each new sample is a mean of old ones under a triangle whose half-width is one sample of the coarser of both grids.
+
+    OpenVINO computes floating point in bfloat16 by default, which cannot tell columns beyond the 256th apart, and whose
+    rounded weights would leave stripes. So everything but the small rest is computed in whole numbers: positions in
+    units of 1 / (2 old new) of the side, weights in 256ths, which bfloat16 holds exactly.
+
+    Returns:
+        Two matrices [new, old] whose sum's rows sum to 256.
     """
-    scale = torch.ones((), dtype=like.dtype, device=like.device) * old / new
-    centres = (torch.arange(new, dtype=like.dtype, device=like.device) + 0.5) * scale
-    samples = torch.arange(old, dtype=like.dtype, device=like.device) + 0.5
-    weights = (1 - (samples - centres[:, None]).abs() / scale.clamp_min(1)).clamp_min(0)
-    return weights / weights.sum(dim=1, keepdim=True)
+    samples = (2 * torch.arange(old, device=like.device) + 1) * new
+    centres = (2 * torch.arange(new, device=like.device) + 1) * old
+    half_width = (torch.full((), 2, device=like.device) * old).clamp_min(2 * new)
+    weights = 256 * (half_width - (samples - centres[:, None]).abs()).clamp_min(0)
+    total = weights.sum(dim=1, keepdim=True).div(256, rounding_mode="trunc")
+    whole = weights.div(total, rounding_mode="trunc")
+    return whole.to(like.dtype), (weights - whole * total).to(like.dtype) / total.to(like.dtype)
+
+
+def _product(weights: tuple[Tensor, Tensor], images: Tensor) -> Tensor:
+    whole, rest = weights
+    return (whole @ images + rest @ images) / 256
