@@ -23,7 +23,11 @@ def make_cells(arguments: argparse.Namespace) -> list[Cell]:
     for seed in arguments.seeds:
         base = {**common, "teacher": "pretrained", "seed": seed}
         none = {"dense_epochs": None, "student_lr": None}
-        cells += [{**base, "category": name, "method": "CLS 2-NN", **none} for name in arguments.categories]
+        cells += [
+            {**base, "category": name, "method": method, **none}
+            for method in ("CLS 2-NN", "mean-patch 2-NN")
+            for name in arguments.categories
+        ]
         cells += [
             {**base, "category": name, "method": "Defend", "dense_epochs": dense, "student_lr": rate}
             for rate in arguments.student_lr

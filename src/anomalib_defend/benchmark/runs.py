@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 from anomalib_defend.data import SemanticVOC
 from anomalib_defend.models import Defend
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
-from anomalib_defend.nn.vit import create_vit, data_config
+from anomalib_defend.nn.vit import create_vit, data_config, patch_tokens
 from anomalib_defend.pre_processing import ResizeNormalize
 
 Cell = dict[str, Any]
@@ -52,7 +52,7 @@ def run_defend(cell: Cell) -> float:
 
 @torch.inference_mode()
 def run_nearest_neighbours(cell: Cell) -> float:
-    """Mean cosine distance of the [CLS] token to the two nearest of the training and validation images."""
+    """Mean cosine distance to the two nearest training and validation images: of [CLS], or of the mean patch token."""
     data = datamodule(cell)
     data.setup()
     config = data_config(cell["backbone"])
@@ -63,8 +63,11 @@ def run_nearest_neighbours(cell: Cell) -> float:
         load_pretrained(encoder, cell["backbone"])
     prepare = ResizeNormalize(**config).transform
 
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return encoder(images) if cell["method"] == "CLS 2-NN" else patch_tokens(encoder, images)[-1].mean(dim=1)
+
     def features(dataset: Any) -> torch.Tensor:
-        return torch.cat([encoder(prepare(item.image)[None]) for item in dataset])
+        return torch.cat([encode(prepare(item.image)[None]) for item in dataset])
 
     index = NearestNeighbors(n_neighbors=2, metric="cosine")
     index.fit(torch.cat([features(data.train_data), features(data.val_data)]).numpy())
@@ -76,7 +79,7 @@ def run_cell(cell: Cell) -> Cell:
     """Run one cell and measure it."""
     start = time.perf_counter()
     seed_everything(cell["seed"])
-    auroc = run_nearest_neighbours(cell) if cell["method"] == "CLS 2-NN" else run_defend(cell)
+    auroc = run_nearest_neighbours(cell) if cell["method"].endswith("2-NN") else run_defend(cell)
     return {
         **cell,
         "auroc": auroc,
