@@ -33,7 +33,8 @@ class ResizeNormalize(PreProcessor):
         resize, normalize = Resize(list(image_size), antialias=True), Normalize(list(mean), list(std))
         super().__init__(Compose([resize, normalize]))
         self.resize, self.normalize = resize, normalize
-        self.export_transform = nn.Sequential(AntialiasedResize(resize), normalize)
+        # the order makes no difference but in bfloat16, where values around zero are rounded less
+        self.export_transform = nn.Sequential(normalize, AntialiasedResize(resize))
 
     def checkpoint_config(self) -> dict[str, Any]:
         """Plain data to rebuild the transforms from."""
@@ -90,5 +91,5 @@ def interpolation_weights(old: int, new: int, like: Tensor) -> tuple[Tensor, Ten
 
 
 def _product(weights: tuple[Tensor, Tensor], images: Tensor) -> Tensor:
-    whole, rest = weights
-    return (whole @ images + rest @ images) / 256
+    # one product over both parts, so that the result is rounded once
+    return torch.cat(weights, dim=1) @ torch.cat([images, images], dim=-2) / 256
