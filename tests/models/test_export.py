@@ -75,9 +75,11 @@ def test_openvino_gives_the_engines_scores(trained, photos, tmp_path):
 @pytest.mark.slow
 def test_onnx_and_torch_exports(trained, photos, tmp_path):
     model, engine = trained
+    assert not Defend.__subclasses__()
     model.post_processor.enable_normalization = False
     expected = engine_scores(model, photos)
     onnx = model.to_onnx(tmp_path)
+    assert not Defend.__subclasses__()  # a second class of that name would make --model Defend ambiguous
     assert np.abs(openvino_scores(onnx, photos, F32).raw - expected.raw).max() < 1e-5
     saved = engine.export(model, "torch", export_root=tmp_path)
     loaded = torch.load(saved, weights_only=False)["model"]
@@ -112,4 +114,7 @@ def test_openvino_on_fifty_photographs(shared, make_engine, tmp_path):
     rows = {row["variant"]: row for row in compare(Path(engine.best_model_path), data, 50, ["f32", "default hint"])}
     assert rows["f32"]["max_difference"] < 1e-5
     assert rows["f32"]["labels_flipped"] == 0
-    assert rows["default hint"]["max_difference"] < 1e-2
+    # after five steps the student is far off and scores are twice those of a trained one, and so is the rounding;
+    # docs/measurements.md has 200 photographs on a trained one, test_defend_on_digits.py holds the limit of 1e-2
+    assert rows["default hint"]["max_difference"] < 2e-2
+    assert rows["default hint"]["rank_correlation"] > 0.99

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 from pathlib import Path
@@ -425,6 +426,8 @@ class Defend(AnomalibModule):
         """Export as anomalib does (for OpenVINO, too); a model without trained student is refused."""
         self._require_student("export")
         kwargs.setdefault("opset_version", ONNX_OPSET)
-        return super().to_onnx(*args, **kwargs)
+        path = super().to_onnx(*args, **kwargs)
+        gc.collect()  # torch.export leaves a subclass of this class's name behind, with which bare names are ambiguous
+        return path
 
     _post_training_quantization_ov = staticmethod(quantize)
