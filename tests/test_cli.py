@@ -104,11 +104,13 @@ def test_configurations_run(anomalib, voc, path):
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.name)
 def test_data_configurations_run_with_a_stock_model(anomalib, voc, path):
-    anomalib(
+    run = anomalib(
         "train", "--model", "Padim", "--model.backbone", "resnet18", "--model.pre_trained", "false",
         "--data", path, "--data.init_args.root", voc, "--data.init_args.num_workers", "0",
         "--trainer.fast_dev_run", "true", *TRAINER,
     )  # fmt: skip
+    assert run.datamodule.train_data.has_normal
+    assert not run.datamodule.train_data.has_anomalous
 
 
 def test_anomalib_benchmark(anomalib, voc, tmp_path):
