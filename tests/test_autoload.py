@@ -53,8 +53,10 @@ IMPORT_ORDERS = [
     "import anomalib_defend.data",
     "import anomalib_defend.post_processing",
     "import importlib.util; importlib.util.find_spec('anomalib.models')",
-    "import threading\nfor name in ('models', 'data', 'engine'):\n"
-    "    threading.Thread(target=__import__, args=(f'anomalib.{name}',)).start()",
+    "import threading\n"
+    "names = ['anomalib.models', 'anomalib.data', 'anomalib.engine']\n"
+    "threads = [threading.Thread(target=__import__, args=(name,)) for name in names]\n"
+    "[thread.start() for thread in threads]\n[thread.join() for thread in threads]",
 ]
 CHECK = """
 import sys, anomalib.models, anomalib.data

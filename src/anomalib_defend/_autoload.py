@@ -90,14 +90,18 @@ class _Finder:
     def _import_plugin(self) -> None:
         from importlib import import_module  # noqa: PLC0415 - not needed at most starts
 
-        try:
-            for part in ("models", "data"):
-                if part in self._pending and f"anomalib.{part}" in sys.modules:
-                    self._pending.discard(part)
-                    import_module(f"anomalib_defend.{part}")
-        except Exception as error:  # whatever is wrong with the plugin, anomalib has to work
-            self._pending.clear()
-            _warn(error)
+        for part in ("models", "data"):
+            if part not in self._pending or f"anomalib.{part}" not in sys.modules:
+                continue
+            self._pending.discard(part)
+            try:
+                import_module(f"anomalib_defend.{part}")
+            except Exception as error:  # whatever is wrong with the plugin, anomalib has to work
+                if len(self._busy) > 1:  # another thread is half-way through a module that this needs: it tries again
+                    self._pending.add(part)
+                    return
+                self._pending.clear()
+                _warn(error)
         if not self._pending and self in sys.meta_path:
             sys.meta_path.remove(self)
 
