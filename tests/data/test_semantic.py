@@ -8,7 +8,7 @@ from anomalib.data import AnomalibDataModule
 from PIL import Image
 
 from anomalib_defend.data import SemanticDataModule
-from anomalib_defend.data.semantic import AnnotatedImage, make_samples, normal_categories
+from anomalib_defend.data.semantic import AnnotatedImage, Annotations, make_samples, normal_categories
 
 CATEGORIES = ["bird", "cat", "dog", "empty", "single"]
 
@@ -18,8 +18,8 @@ class Memory(SemanticDataModule):
 
     images: list[AnnotatedImage]
 
-    def read_annotations(self) -> tuple[list[str], list[AnnotatedImage]]:
-        return CATEGORIES, self.images
+    def read_annotations(self) -> Annotations:
+        return Annotations(CATEGORIES, self.images, {7: "dog", 90: "cat"})
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def images(tmp_path: Path) -> list[AnnotatedImage]:
     return [AnnotatedImage(str(tmp_path / f"{name}.png"), frozenset(held), split) for name, held, split in rows]
 
 
-def build(images: list[AnnotatedImage], category: list[str] | str = "dog", **kwargs: object) -> Memory:
+def build(images: list[AnnotatedImage], category: list[str | int] | str | int = "dog", **kwargs: object) -> Memory:
     datamodule = Memory(root="memory", category=category, num_workers=0, **kwargs)
     datamodule.images = images
     datamodule.setup()
@@ -139,6 +139,7 @@ def test_subsampling_keeps_the_proportion_of_labels(images: list[AnnotatedImage]
 def test_category_is_a_name_for_paths_and_independent_of_order(images: list[AnnotatedImage]) -> None:
     assert build(images, "dog").category == "dog"
     assert build(images, ["dog", "cat", "dog"]).category == build(images, ["cat", "dog"]).category == "cat_dog"
+    assert build(images, "dog", setting="leave_one_out").category == "not_dog"
     many = Memory(root="memory", category=[f"category {i}" for i in range(40)])
     assert many.category == "category 0_and_39_more"
 
@@ -165,12 +166,13 @@ def test_log_has_the_counts_and_the_normal_categories(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"category": "dgo"}, "category: unknown 'dgo'. Available are: bird, cat, dog, empty, single"),
+        ({"category": "dgo"}, "category: unknown 'dgo'. Available are: 7 dog, 90 cat"),
         ({"category": []}, "category must name at least one"),
         ({"category": "empty"}, r"'empty' has 0 train image\(s\).*at least 2.*: cat \(11\), dog \(21\)\."),
         ({"category": ["dog", "single"]}, r"'single' has 1 train image\(s\)"),
         ({"category": "empty", "setting": "leave_one_out"}, r"'empty' has 0 test image\(s\).*bird \(1\)"),
         ({"category": CATEGORIES, "setting": "leave_one_out"}, "category: .* leaves no normal category"),
+        ({"on_error": "ignore"}, "on_error must be one of raise, skip, got 'ignore'"),
         ({"setting": "one_vs_rest"}, "setting must be one of uni_class, leave_one_out, got 'one_vs_rest'"),
         ({"val_split_mode": "none"}, "val_split_mode must be one of from_train.*threshold is set from the validation"),
         ({"val_split_mode": "from_dir"}, "val_split_mode must be one of"),
@@ -208,23 +210,101 @@ def test_missing_files_are_counted_and_named(images: list[AnnotatedImage], tmp_p
         build(images)
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "truncated jpg", "truncated png"])
-def test_an_unreadable_file_is_named_when_it_is_read(
-    images: list[AnnotatedImage],
-    tmp_path: Path,
-    damage: str,
-) -> None:
-    path = tmp_path / "test_both.png"
+def damage_file(path: Path, damage: str) -> None:
     Image.effect_noise((64, 64), 50).save(path, format="JPEG" if "jpg" in damage else "PNG")
-    content = {"empty": b"", "text": b"not an image"}.get(damage, path.read_bytes()[:500])
-    path.write_bytes(content)
-    datamodule = build(images)  # lazily: no error here
-    with pytest.raises(OSError, match=f"Cannot read image {path}"):
+    content = bytearray(path.read_bytes())
+    if damage == "broken png":  # complete, but its checksums are wrong
+        content[400:500] = bytes(100)
+    path.write_bytes(
+        {"empty": b"", "text": b"not an image"}.get(damage, content[:500] if "trunc" in damage else content)
+    )
+
+
+DAMAGES = {
+    "empty": "the file is empty",
+    "text": "cannot identify image file",
+    "truncated jpg": "truncated",
+    "truncated png": "truncated",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_incomplete_file_is_refused(images: list[AnnotatedImage], tmp_path: Path, damage: str) -> None:
+    damage_file(tmp_path / "test_both.png", damage)
+    message = rf"1 of 48 files are not complete images: {tmp_path}/test_both.png \(.*{DAMAGES[damage]}.*on_error='skip'"
+    with pytest.raises(OSError, match=message):
+        build(images)
+
+
+def test_a_broken_file_is_named_when_it_is_read(images: list[AnnotatedImage], tmp_path: Path) -> None:
+    damage_file(tmp_path / "test_both.png", "broken png")
+    datamodule = build(images)  # only decoding tells
+    with pytest.raises(OSError, match=f"Cannot read image {tmp_path}/test_both.png"):
         list(datamodule.test_dataloader())
 
 
+@pytest.mark.parametrize("damage", [*DAMAGES, "broken png"])
+def test_an_incomplete_file_is_skipped_and_counted(
+    images: list[AnnotatedImage], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    damage_file(tmp_path / "test_both.png", damage)
+    datamodule = build(images, on_error="skip")
+    assert "test_both" not in names(datamodule.test_data)
+    assert len(datamodule.test_data) == 26
+    assert f"1 of 48 files are not complete images: {tmp_path}/test_both.png" in caplog.text
+    list(datamodule.test_dataloader())
+
+
+def test_skipping_leaves_no_category_behind(images: list[AnnotatedImage], tmp_path: Path) -> None:
+    for path in tmp_path.glob("test_*dog*.png"):
+        path.write_bytes(b"")
+    (tmp_path / "test_both.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="leaves no normal image among the 20 test images"):
+        build(images, on_error="skip")
+
+
+def test_novel_images_of_another_data_set(images: list[AnnotatedImage], tmp_path: Path) -> None:
+    other = Memory(root="memory", category="bird", num_workers=0)
+    fakes = [f"fake{i}" for i in range(4)]
+    for name in fakes:
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    other.images = [AnnotatedImage(str(tmp_path / f"{name}.png"), frozenset({"bird"}), "test") for name in fakes]
+    other.images += [other.images[0]._replace(path="not_a_bird", categories=frozenset({"cat"}))]
+    other.images += [other.images[0]._replace(path="training", split="train")]
+    datamodule = build(images, ["dog", "cat"], novel_dataset=other)
+    assert names(datamodule.test_data, 1) == fakes
+    assert names(datamodule.test_data, 0) == names(build(images, ["dog", "cat"]).test_data, 0)
+    assert names(datamodule.train_data) == names(build(images, ["dog", "cat"]).train_data)
+    assert datamodule.category == "cat_dog_vs_bird"
+    every = build(images, ["dog", "cat"], novel_dataset=other, max_test_images=10)
+    assert [len(names(every.test_data, label)) for label in (0, 1)] == [9, 1]  # of 26 and 4
+
+
+def test_novel_images_that_are_normal_here_are_refused(images: list[AnnotatedImage]) -> None:
+    other = Memory(root="memory", category="cat", num_workers=0)
+    other.images = images
+    with pytest.raises(ValueError, match=r"novel_dataset: .* 1 image\(s\) are normal here: .*test_both\.png"):
+        build(images, novel_dataset=other)
+    other.images = [image for image in images if image.split == "train"]
+    with pytest.raises(ValueError, match=r"novel_dataset: .* it has no such test image. Choose another category"):
+        build(images, novel_dataset=other)
+
+
+def test_categories_by_number(images: list[AnnotatedImage]) -> None:
+    for category in (7, "7", [7, 90], ["7", "cat"], ["dog", 90]):
+        datamodule = build(images, category)
+        assert datamodule.categories == (["dog"] if category in (7, "7") else ["cat", "dog"])
+        assert datamodule.num_normal_categories == len(datamodule.categories)
+
+
 def test_from_config_reads_one_category_or_a_list(tmp_path: Path) -> None:
-    for value, expected in (("dog", ["dog"]), ("[dog, cat]", ["cat", "dog"]), ("'5'", ["5"])):
+    for value, expected in (
+        ("dog", ["dog"]),
+        ("[dog, cat]", ["cat", "dog"]),
+        ("'5'", ["5"]),
+        ("5", ["5"]),
+        ("[1, 90]", ["1", "90"]),
+    ):
         config = tmp_path / "data.yaml"
         config.write_text(
             "class_path: anomalib_defend.data.SemanticVOC\n"

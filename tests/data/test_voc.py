@@ -1,16 +1,12 @@
 """Pascal VOC: its lists, its annotations, its places on disk, its download."""
 
 import hashlib
-import io
 import logging
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from torchvision.datasets.voc import DATASET_YEAR_DICT
@@ -18,6 +14,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 from anomalib_defend.data import SemanticVOC
 
 WriteVoc = Callable[..., Path]
+Serve = Callable[[Path], tuple[str, type]]
 
 
 def build(root: Path, category: list[str] | str = "dog", **kwargs: object) -> SemanticVOC:
@@ -158,99 +155,25 @@ def test_a_stock_model_trains_and_tests_on_it(voc: Path, tmp_path: Path) -> None
 
 
 @pytest.fixture
-def archive(tmp_path: Path, write_voc: WriteVoc) -> Path:
-    """A stand-in for the official archive, with its name and layout."""
+def archive(tmp_path: Path, write_voc: WriteVoc, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small archive in the place of the official one."""
     write_voc(tmp_path / "made" / "VOCdevkit" / "VOC2012")
-    path = tmp_path / "served" / DATASET_YEAR_DICT["2012"]["filename"]
+    path = tmp_path / "server" / DATASET_YEAR_DICT["2012"]["filename"]
     path.parent.mkdir()
     with tarfile.open(path, "w") as tar:
         tar.add(tmp_path / "made" / "VOCdevkit", "VOCdevkit")
+    url, _ = serve(path.parent)
+    served = {"url": f"{url}/{path.name}", "md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}
+    monkeypatch.setitem(DATASET_YEAR_DICT, "2012", {**DATASET_YEAR_DICT["2012"], **served})
     return path
 
 
-@pytest.fixture
-def serve(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Serve the archive instead of the official one; call it once the archive is as the test wants it."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=archive.parent))
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    def start(md5: str | None = None) -> None:
-        md5 = md5 or hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
-        url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
-        monkeypatch.setitem(DATASET_YEAR_DICT, "2012", {**DATASET_YEAR_DICT["2012"], "url": url, "md5": md5})
-
-    yield start
-    server.shutdown()
-    server.server_close()
-
-
-def test_download_once(tmp_path: Path, archive: Path, serve: Callable[..., None]) -> None:
-    serve()
+def test_download_once(tmp_path: Path, archive: Path) -> None:
     root = tmp_path / "root"
     assert len(build(root, download=True).test_data) == 8
     assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
     archive.unlink()
     assert len(build(root, download=True).test_data) == 8
-
-
-def test_an_archive_that_lies_in_root_is_not_downloaded(
-    tmp_path: Path,
-    archive: Path,
-    serve: Callable[..., None],
-) -> None:
-    serve()
-    (tmp_path / "root").mkdir()
-    archive.rename(tmp_path / "root" / archive.name)
-    assert len(build(tmp_path / "root", download=True).test_data) == 8
-
-
-def test_a_wrong_checksum_leaves_nothing_behind(tmp_path: Path, serve: Callable[..., None]) -> None:
-    serve(md5="0" * 32)
-    with pytest.raises(RuntimeError, match=r"Download of http://127.*failed, or its MD5 is not 000.*put the archive"):
-        build(tmp_path / "root", download=True)
-    assert list((tmp_path / "root").rglob("*")) == []
-
-
-def test_an_unreachable_server_is_named(tmp_path: Path, archive: Path, serve: Callable[..., None]) -> None:
-    serve()
-    archive.unlink()
-    with pytest.raises(RuntimeError, match=r"Download of http://127.*failed.*404"):
-        build(tmp_path / "root", download=True)
-
-
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python cannot unpack safely")
-@pytest.mark.parametrize("member", ["../evil.txt", "VOCdevkit/../../evil.txt"])
-def test_a_member_outside_of_the_folder_is_refused(
-    tmp_path: Path,
-    archive: Path,
-    serve: Callable[..., None],
-    member: str,
-) -> None:
-    with tarfile.open(archive, "a") as tar:
-        info = tarfile.TarInfo(member)
-        info.size = 4
-        tar.addfile(info, io.BytesIO(b"evil"))
-    serve()
-    with pytest.raises(RuntimeError, match="cannot be unpacked safely"):
-        build(tmp_path / "root", download=True)
-    assert list((tmp_path / "root").rglob("*")) == []
-    assert not list(tmp_path.rglob("evil.txt"))
-
-
-def test_an_incomplete_copy_is_not_overwritten(tmp_path: Path, serve: Callable[..., None]) -> None:
-    serve()
-    kept = tmp_path / "root" / "VOCdevkit" / "VOC2012" / "JPEGImages" / "mine.jpg"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("")
-    with pytest.raises(FileExistsError, match="Move it away"):
-        build(tmp_path / "root", download=True)
-    assert kept.exists()
 
 
 @pytest.fixture(scope="session")

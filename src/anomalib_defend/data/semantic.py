@@ -5,21 +5,22 @@ Each format derives from ``SemanticDataModule`` and implements only ``read_annot
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
-from pandas import DataFrame
+from pandas import DataFrame, concat
 from torchvision.transforms.v2 import Transform
 
-from anomalib_defend.data.dataset import SemanticDataset, check_files
+from anomalib_defend.data.dataset import SemanticDataset, check_files, shortened, unreadable_files
 
 logger = logging.getLogger(__name__)
 
 Setting = Literal["uni_class", "leave_one_out"]
+OnError = Literal["raise", "skip"]
 
 _VAL_SPLIT_MODES = (ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST, ValSplitMode.SAME_AS_TEST, ValSplitMode.SYNTHETIC)
 _MAX_CATEGORY_LENGTH = 100  # it becomes a folder name in the result path
@@ -33,21 +34,40 @@ class AnnotatedImage(NamedTuple):
     split: Literal["train", "test"]
 
 
+class Annotations(NamedTuple):
+    """What a format reads: every category, every image, and the data set's own numbers of the categories, if any."""
+
+    categories: Collection[str]
+    images: list[AnnotatedImage]
+    ids: Mapping[int, str] = {}
+
+
+def resolve_categories(chosen: Iterable[str], annotations: Annotations) -> list[str]:
+    """Return the names of categories that are given by name or by the data set's own number.
+
+    Raises:
+        ValueError: If there is no such category; the message lists those that exist.
+    """
+    names, ids = set(annotations.categories), {str(number): name for number, name in annotations.ids.items()}
+    unknown = [name for name in chosen if name not in names and name not in ids]
+    if unknown:
+        listed = [f"{number} {name}" for number, name in sorted(annotations.ids.items())] or sorted(names)
+        msg = f"category: unknown {', '.join(map(repr, unknown))}. Available are: {', '.join(listed)}."
+        raise ValueError(msg)
+    return sorted({name if name in names else ids[name] for name in chosen})
+
+
 def normal_categories(available: Collection[str], chosen: Collection[str], setting: Setting) -> frozenset[str]:
     """Return the normal categories: the chosen ones (``uni_class``) or all others (``leave_one_out``).
 
     Args:
         available: Every category of the data set.
-        chosen: The user's categories.
+        chosen: The user's categories, names of ``available``.
         setting: Whether the chosen categories are normal or novel.
 
     Raises:
-        ValueError: If a chosen category does not exist or no category is left to be normal.
+        ValueError: If no category is left to be normal.
     """
-    unknown = sorted(set(chosen) - set(available))
-    if unknown:
-        msg = f"category: unknown {', '.join(map(repr, unknown))}. Available are: {', '.join(sorted(available))}."
-        raise ValueError(msg)
     normal = frozenset(chosen) if setting == "uni_class" else frozenset(available) - frozenset(chosen)
     if not normal:
         msg = (
@@ -87,13 +107,17 @@ def make_samples(images: Iterable[AnnotatedImage], normal: Collection[str]) -> D
         raise ValueError(msg)
 
     paths = sorted(path for path, split in splits.items() if split == "test" or path in normal_paths)
-    label_index = [int(LabelName.NORMAL if path in normal_paths else LabelName.ABNORMAL) for path in paths]
+    labels = [LabelName.NORMAL if path in normal_paths else LabelName.ABNORMAL for path in paths]
+    return _frame(paths, [splits[path] for path in paths], labels)
+
+
+def _frame(paths: list[str], splits: list[str], labels: list[LabelName]) -> DataFrame:
     samples = DataFrame(
         {
             "image_path": paths,
-            "split": [splits[path] for path in paths],
-            "label": ["novel" if index else "normal" for index in label_index],
-            "label_index": label_index,
+            "split": splits,
+            "label": ["novel" if label == LabelName.ABNORMAL else "normal" for label in labels],
+            "label_index": [int(label) for label in labels],
             "mask_path": "",
         },
     )
@@ -101,12 +125,28 @@ def make_samples(images: Iterable[AnnotatedImage], normal: Collection[str]) -> D
     return samples
 
 
+def replace_novel(samples: DataFrame, novel_paths: list[str]) -> DataFrame:
+    """Return the frame with other images in place of its novel test images.
+
+    Raises:
+        ValueError: If there are none, or one of them is in the frame as well.
+    """
+    kept = samples[samples["label"] == "normal"]
+    both = sorted(set(kept["image_path"]) & set(novel_paths))
+    if both or not novel_paths:
+        problem = f"{len(both)} image(s) are normal here: {shortened(both)}" if both else "it has no such test image"
+        msg = f"novel_dataset: cannot take novel test images from it, {problem}. Choose another category of it."
+        raise ValueError(msg)
+    novel = _frame(novel_paths, ["test"] * len(novel_paths), [LabelName.ABNORMAL] * len(novel_paths))
+    return concat([kept, novel]).sort_values("image_path", ignore_index=True)  # both have the same attrs
+
+
 class SemanticDataModule(AnomalibDataModule):
     """Base of the semantic-category datamodules; a format implements ``read_annotations``.
 
     Args:
         root: Folder of the data set.
-        category: One category or several.
+        category: One category or several, by name or, where the data set numbers them, by number.
         setting: ``uni_class``: the categories are normal. ``leave_one_out``: they are novel and all others normal.
         train_batch_size: Batch size for training.
         eval_batch_size: Batch size for validation, test and prediction.
@@ -122,6 +162,10 @@ class SemanticDataModule(AnomalibDataModule):
         seed: Seed of the splits and of subsampling; ``None`` draws new ones at each setup.
         max_train_images: Use at most this many training images, counted before the validation split.
         max_test_images: Use at most this many test images, stratified by label.
+        novel_dataset: Take the novel test images from another data set instead: those of its test images that its own
+            ``category`` and ``setting`` make normal. Its further arguments are not used.
+        on_error: What to do with a file that is not a complete image: ``raise``, or ``skip`` it with a warning, for
+            which every file is decoded once at setup.
 
     Raises:
         ValueError: If an argument is outside of what is listed above.
@@ -130,7 +174,7 @@ class SemanticDataModule(AnomalibDataModule):
     def __init__(
         self,
         root: Path | str,
-        category: list[str] | str,  # in this order: the command line tries the list first
+        category: list[str | int] | str | int,  # in this order: the command line tries the list first
         setting: Setting = "uni_class",
         *,
         train_batch_size: int = 32,
@@ -147,6 +191,8 @@ class SemanticDataModule(AnomalibDataModule):
         seed: int | None = 0,
         max_train_images: int | None = None,
         max_test_images: int | None = None,
+        novel_dataset: "SemanticDataModule | None" = None,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__(
             train_batch_size=train_batch_size,
@@ -163,20 +209,32 @@ class SemanticDataModule(AnomalibDataModule):
             seed=seed,
         )
         self.root = Path(root).expanduser()
-        self.categories = sorted({category} if isinstance(category, str) else set(category))
+        categories = [category] if isinstance(category, str | int) else category
+        self.categories = sorted({str(name) for name in categories})
         self.setting = setting
         self.max_train_images = max_train_images
         self.max_test_images = max_test_images
+        self.novel_dataset = novel_dataset
+        self.on_error = on_error
         self._normal: frozenset[str] | None = None
         self._check_arguments(val_split_ratio)
-        self.category = "_".join(self.categories)
-        if len(self.category) > _MAX_CATEGORY_LENGTH:
-            self.category = f"{self.categories[0]}_and_{len(self.categories) - 1}_more"
+        self.category = self._name_for_paths()
+
+    def _name_for_paths(self) -> str:
+        """Return a name for the result path: each combination of categories and setting has its own."""
+        name = "_".join(self.categories)
+        if len(name) > _MAX_CATEGORY_LENGTH:
+            name = f"{self.categories[0]}_and_{len(self.categories) - 1}_more"
+        if self.setting == "leave_one_out":
+            name = f"not_{name}"
+        return name if self.novel_dataset is None else f"{name}_vs_{self.novel_dataset.category}"
 
     def _check_arguments(self, val_split_ratio: float) -> None:
         problem = None
         if self.setting not in get_args(Setting):
             problem = f"setting must be one of {', '.join(get_args(Setting))}, got {self.setting!r}."
+        elif self.on_error not in get_args(OnError):
+            problem = f"on_error must be one of {', '.join(get_args(OnError))}, got {self.on_error!r}."
         elif not self.categories or "" in self.categories:
             problem = "category must name at least one category."
         elif self.val_split_mode not in _VAL_SPLIT_MODES:
@@ -194,7 +252,7 @@ class SemanticDataModule(AnomalibDataModule):
             raise ValueError(problem)
 
     @abstractmethod
-    def read_annotations(self) -> tuple[list[str], list[AnnotatedImage]]:
+    def read_annotations(self) -> Annotations:
         """Return every category of the data set, and every image with its categories and official split."""
 
     @property
@@ -209,35 +267,48 @@ class SemanticDataModule(AnomalibDataModule):
             raise RuntimeError(msg)
         return len(self._normal)
 
-    def _setup(self, _stage: str | None = None) -> None:
-        available, images = self.read_annotations()
-        normal = normal_categories(available, self.categories, self.setting)
-        self._check_counts(available, images)
-        samples = make_samples(images, normal)
-        is_train = samples["split"] == "train"
-        train, test = samples[is_train].reset_index(drop=True), samples[~is_train].reset_index(drop=True)
-        if len(train) < 2:
-            msg = f"category: {len(train)} training image(s) hold a normal category; at least 2 are needed."
-            raise ValueError(msg)
-        for label in ("normal", "novel"):
-            if label not in set(test["label"]):
-                msg = (
-                    f"category: setting={self.setting!r} with {', '.join(self.categories)} leaves no {label} image "
-                    f"among the {len(test)} test images. Available are: {', '.join(sorted(available))}."
-                )
-                raise ValueError(msg)
-        train, test = self._subsample(train, self.max_train_images), self._subsample(test, self.max_test_images)
-        check_files([*train["image_path"], *test["image_path"]])
-        self._normal = normal
-        self.train_data = SemanticDataset(train, self.category)
-        self.test_data = SemanticDataset(test, self.category)
+    def prepare_data(self) -> None:
+        """Prepare the data set of the novel images; a format that downloads or converts does so here as well."""
+        if self.novel_dataset is not None:
+            self.novel_dataset.prepare_data()
 
-    def _check_counts(self, available: Collection[str], images: list[AnnotatedImage]) -> None:
+    def normal_test_images(self) -> list[str]:
+        """Return the paths of the test images that this data set's own category and setting make normal."""
+        annotations = self.read_annotations()
+        normal = normal_categories(
+            annotations.categories, resolve_categories(self.categories, annotations), self.setting
+        )
+        samples = make_samples(annotations.images, normal)
+        return samples[(samples["split"] == "test") & (samples["label"] == "normal")]["image_path"].tolist()
+
+    def _setup(self, _stage: str | None = None) -> None:
+        annotations = self.read_annotations()
+        self.categories = resolve_categories(self.categories, annotations)
+        self._normal = normal_categories(annotations.categories, self.categories, self.setting)
+        self._check_counts(annotations)
+        samples = make_samples(annotations.images, self._normal)
+        if self.novel_dataset is not None:
+            samples = replace_novel(samples, self.novel_dataset.normal_test_images())
+        self._check_splits(samples, annotations.categories)
+        samples = self._subsample(samples, "train", self.max_train_images)
+        samples = self._subsample(samples, "test", self.max_test_images)
+        check_files(samples["image_path"].tolist())
+        unreadable = unreadable_files(samples["image_path"].tolist(), decode=self.on_error == "skip")
+        if unreadable:
+            samples = self._without(samples, unreadable)
+            self._check_splits(samples, annotations.categories)
+        is_train = samples["split"] == "train"
+        self.train_data = SemanticDataset(samples[is_train], self.category)
+        self.test_data = SemanticDataset(samples[~is_train], self.category)
+
+    def _check_counts(self, annotations: Annotations) -> None:
         """Refuse a chosen category with too few images, and list those that have enough."""
         needed = 2 if self.setting == "uni_class" else 1
         split = "train" if self.setting == "uni_class" else "test"
-        paths: dict[str, set[str]] = {name: set() for name in available}
-        for image in images:
+        if self.setting == "leave_one_out" and self.novel_dataset is not None:
+            return  # their test images are not used
+        paths: dict[str, set[str]] = {name: set() for name in annotations.categories}
+        for image in annotations.images:
             if image.split == split:
                 for name in image.categories & paths.keys():
                     paths[name].add(image.path)
@@ -250,20 +321,46 @@ class SemanticDataModule(AnomalibDataModule):
                 )
                 raise ValueError(msg)
 
+    def _check_splits(self, samples: DataFrame, available: Collection[str]) -> None:
+        """Refuse a training split with less than two images, and a test split that lacks normal or novel ones."""
+        train, test = samples[samples["split"] == "train"], samples[samples["split"] == "test"]
+        if len(train) < 2:
+            msg = f"category: {len(train)} training image(s) hold a normal category; at least 2 are needed."
+            raise ValueError(msg)
+        for label in ("normal", "novel"):
+            if label not in set(test["label"]):
+                msg = (
+                    f"category: setting={self.setting!r} with {', '.join(self.categories)} leaves no {label} image "
+                    f"among the {len(test)} test images. Available are: {', '.join(sorted(available))}."
+                )
+                raise ValueError(msg)
+
+    def _without(self, samples: DataFrame, unreadable: dict[str, str]) -> DataFrame:
+        """Leave the unreadable files out, or refuse them."""
+        reasons = shortened(f"{path} ({reason})" for path, reason in unreadable.items())
+        msg = f"{len(unreadable)} of {len(samples)} files are not complete images: {reasons}."
+        if self.on_error == "raise":
+            msg += " Replace them, take them off the data set's lists, or leave them out with on_error='skip'."
+            raise OSError(msg)
+        logger.warning("%s They are skipped.", msg)
+        return samples[~samples["image_path"].isin(unreadable)].reset_index(drop=True)
+
     def _permutation(self, length: int) -> list[int]:
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         return torch.randperm(length, generator=generator).tolist()
 
-    def _subsample(self, samples: DataFrame, limit: int | None) -> DataFrame:
-        """Draw ``limit`` rows, keeping the proportion of normal to novel and at least one of each label present."""
-        if limit is None or limit >= len(samples):
+    def _subsample(self, samples: DataFrame, split: str, limit: int | None) -> DataFrame:
+        """Draw ``limit`` rows of a split, keeping the proportion of normal to novel and at least one of each."""
+        rows = samples[samples["split"] == split]
+        if limit is None or limit >= len(rows):
             return samples
-        shuffled = samples.iloc[self._permutation(len(samples))]
+        shuffled = rows.iloc[self._permutation(len(rows))]
         normal, novel = (shuffled[shuffled["label"] == label].index.tolist() for label in ("normal", "novel"))
         num_normal = limit
         if novel:
-            num_normal = min(max(round(limit * len(normal) / len(samples)), 1), limit - 1)
-        return samples.loc[sorted(normal[:num_normal] + novel[: limit - num_normal])].reset_index(drop=True)
+            num_normal = min(max(round(limit * len(normal) / len(rows)), 1), limit - 1)
+        dropped = normal[num_normal:] + novel[limit - num_normal :]
+        return samples.drop(index=dropped).reset_index(drop=True)
 
     def _create_val_split(self) -> None:
         size = len(self.train_data)

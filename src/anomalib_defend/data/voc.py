@@ -2,17 +2,15 @@
 
 import logging
 import re
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
-from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from anomalib_defend.data.semantic import AnnotatedImage, SemanticDataModule, Setting
+from anomalib_defend.data.download import Source, fetch_folder
+from anomalib_defend.data.semantic import AnnotatedImage, Annotations, SemanticDataModule, Setting
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ class SemanticVOC(SemanticDataModule):
     def __init__(
         self,
         root: Path | str,
-        category: list[str] | str,
+        category: list[str | int] | str | int,
         setting: Setting = "uni_class",
         *,
         download: bool = False,
@@ -58,11 +56,13 @@ class SemanticVOC(SemanticDataModule):
         Raises:
             FileNotFoundError: If there is no devkit and ``download`` is false.
         """
+        super().prepare_data()
         if self.download and _find_devkit(self.root) is None:
-            _download(self.root)
+            info = DATASET_YEAR_DICT["2012"]
+            fetch_folder(Source(info["url"], info["md5"]), self.root, info["base_dir"])
         self._devkit()
 
-    def read_annotations(self) -> tuple[list[str], list[AnnotatedImage]]:
+    def read_annotations(self) -> Annotations:
         """Read the image set lists and, for test images that are not in them, the XML annotations.
 
         Raises:
@@ -100,7 +100,7 @@ class SemanticVOC(SemanticDataModule):
             for image, names in split_labels.items():
                 path = folder / files.get(image, f"{image}.jpg")
                 images.append(AnnotatedImage(str(path), frozenset(names), split))
-        return categories, images
+        return Annotations(categories, images)
 
     def _devkit(self) -> Path:
         devkit = _find_devkit(self.root)
@@ -187,49 +187,3 @@ def _image_files(folder: Path) -> dict[str, str]:
         for path in sorted(files, key=lambda path: rank[path.suffix.lower()], reverse=True):
             found[path.stem] = path.name
     return found
-
-
-def _download(root: Path) -> None:
-    """Put the official data at ``root/VOCdevkit/VOC2012``, entirely or not at all.
-
-    The archive is taken from ``root`` if it lies there.
-
-    Raises:
-        FileExistsError: If there is something else at that place.
-        RuntimeError: If the archive cannot be fetched, verified or safely extracted.
-    """
-    info = DATASET_YEAR_DICT["2012"]
-    target = root / info["base_dir"]
-    if target.is_dir() and any(target.iterdir()):
-        msg = f"{target} exists but holds no ImageSets/Main: an incomplete copy? Move it away to download anew."
-        raise FileExistsError(msg)
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".voc2012-", dir=root) as scratch:
-        archive = root / info["filename"]
-        if not check_integrity(archive, info["md5"]):
-            archive = Path(scratch) / info["filename"]
-            try:
-                download_url(info["url"], scratch, info["filename"], info["md5"])
-            except (OSError, RuntimeError) as error:
-                msg = (
-                    f"Download of {info['url']} failed, or its MD5 is not {info['md5']} ({error}). "
-                    f"Try again, or put the archive into {root}."
-                )
-                raise RuntimeError(msg) from error
-        _extract(archive, Path(scratch))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (Path(scratch) / info["base_dir"]).rename(target)
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        msg = (
-            f"Unpacking safely needs Python 3.10.12, 3.11.4 or newer; update Python or unpack {archive.name} yourself."
-        )
-        raise RuntimeError(msg)
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except tarfile.TarError as error:  # a member outside the folder is one
-        msg = f"{archive.name} cannot be unpacked safely: {error}"
-        raise RuntimeError(msg) from error
