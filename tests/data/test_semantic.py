@@ -231,7 +231,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_an_incomplete_file_is_refused(images: list[AnnotatedImage], tmp_path: Path, damage: str) -> None:
     damage_file(tmp_path / "test_both.png", damage)
-    message = rf"1 of 48 files are not complete images: {tmp_path}/test_both.png \(.*{DAMAGES[damage]}.*on_error='skip'"
+    message = rf"1 of 48 files are not usable images: {tmp_path}/test_both.png \(.*{DAMAGES[damage]}.*on_error='skip'"
     with pytest.raises(OSError, match=message):
         build(images)
 
@@ -251,7 +251,7 @@ def test_an_incomplete_file_is_skipped_and_counted(
     datamodule = build(images, on_error="skip")
     assert "test_both" not in names(datamodule.test_data)
     assert len(datamodule.test_data) == 26
-    assert f"1 of 48 files are not complete images: {tmp_path}/test_both.png" in caplog.text
+    assert f"1 of 48 files are not usable images: {tmp_path}/test_both.png" in caplog.text
     list(datamodule.test_dataloader())
 
 
@@ -277,7 +277,7 @@ def test_novel_images_of_another_data_set(images: list[AnnotatedImage], tmp_path
     assert names(datamodule.train_data) == names(build(images, ["dog", "cat"]).train_data)
     assert datamodule.category == "cat_dog_vs_bird"
     every = build(images, ["dog", "cat"], novel_dataset=other, max_test_images=10)
-    assert [len(names(every.test_data, label)) for label in (0, 1)] == [9, 1]  # of 26 and 4
+    assert [len(names(every.test_data, label)) for label in (0, 1)] == [9, 1]  # of 25 and 4
 
 
 def test_novel_images_that_are_normal_here_are_refused(images: list[AnnotatedImage]) -> None:

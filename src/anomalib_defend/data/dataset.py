@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from anomalib.data import AnomalibDataset
 from anomalib.data.dataclasses import DatasetItem
 from pandas import DataFrame
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.progress import track
 from torchvision.transforms.v2 import Transform
 
@@ -63,28 +64,40 @@ def check_files(paths: list[str]) -> None:
         raise FileNotFoundError(msg)
 
 
-def unreadable_files(paths: list[str], *, decode: bool) -> dict[str, str]:
-    """Return the files that are not complete images, with the reason.
+class Findings(NamedTuple):
+    """Files that cannot be used, with the reason, and files whose EXIF data asks for a rotation."""
+
+    unusable: dict[str, str]
+    rotated: list[str]
+
+
+def inspect_files(paths: list[str], *, decode: bool) -> Findings:
+    """Open every file once.
 
     Args:
         paths: The files.
         decode: Decode every image. Otherwise only the header and the end are looked at, which finds empty, foreign
-            and truncated files at a hundredth of the cost.
+            and truncated files at a fraction of the cost.
     """
     with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
-        reasons = pool.map(partial(_why_unreadable, decode=decode), paths)
-        shown = track(reasons, "Checking images", len(paths), transient=True, disable=len(paths) < _SHOW_PROGRESS)
-        return {path: reason for path, reason in zip(paths, shown, strict=True) if reason}
+        results = pool.map(partial(_inspect, decode=decode), paths)
+        shown = track(results, "Checking images", len(paths), transient=True, disable=len(paths) < _SHOW_PROGRESS)
+        found = dict(zip(paths, shown, strict=True))
+    unusable = {path: reason for path, (reason, _) in found.items() if reason}
+    return Findings(unusable, [path for path, (_, rotated) in found.items() if rotated])
 
 
-def _why_unreadable(path: str, *, decode: bool) -> str:
+def _inspect(path: str, *, decode: bool) -> tuple[str, bool]:
+    """Return why a file cannot be used, or "", and whether it asks for a rotation."""
     try:
         with Image.open(path) as image:
             if decode or not _has_ending(path, _ENDINGS.get(image.format or "", b"")):
                 image.load()
+            if image.mode.startswith(("I", "F")):
+                return "anomalib would clip its 16-bit or float values, convert it to 8 bits per channel", False
+            return "", "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except READ_ERRORS as error:
-        return "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error)
-    return ""
+        return "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error), False
 
 
 def _has_ending(path: str, ending: bytes) -> bool:

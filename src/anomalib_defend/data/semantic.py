@@ -15,7 +15,7 @@ from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
 from pandas import DataFrame, concat
 from torchvision.transforms.v2 import Transform
 
-from anomalib_defend.data.dataset import SemanticDataset, check_files, shortened, unreadable_files
+from anomalib_defend.data.dataset import SemanticDataset, check_files, inspect_files, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class SemanticDataModule(AnomalibDataModule):
         max_test_images: Use at most this many test images, stratified by label.
         novel_dataset: Take the novel test images from another data set instead: those of its test images that its own
             ``category`` and ``setting`` make normal. Its further arguments are not used.
-        on_error: What to do with a file that is not a complete image: ``raise``, or ``skip`` it with a warning, for
+        on_error: What to do with a file that is not a usable image: ``raise``, or ``skip`` it with a warning, for
             which every file is decoded once at setup.
 
     Raises:
@@ -293,10 +293,8 @@ class SemanticDataModule(AnomalibDataModule):
         samples = self._subsample(samples, "train", self.max_train_images)
         samples = self._subsample(samples, "test", self.max_test_images)
         check_files(samples["image_path"].tolist())
-        unreadable = unreadable_files(samples["image_path"].tolist(), decode=self.on_error == "skip")
-        if unreadable:
-            samples = self._without(samples, unreadable)
-            self._check_splits(samples, annotations.categories)
+        samples = self._usable(samples)
+        self._check_splits(samples, annotations.categories)
         is_train = samples["split"] == "train"
         self.train_data = SemanticDataset(samples[is_train], self.category)
         self.test_data = SemanticDataset(samples[~is_train], self.category)
@@ -335,15 +333,26 @@ class SemanticDataModule(AnomalibDataModule):
                 )
                 raise ValueError(msg)
 
-    def _without(self, samples: DataFrame, unreadable: dict[str, str]) -> DataFrame:
-        """Leave the unreadable files out, or refuse them."""
-        reasons = shortened(f"{path} ({reason})" for path, reason in unreadable.items())
-        msg = f"{len(unreadable)} of {len(samples)} files are not complete images: {reasons}."
+    def _usable(self, samples: DataFrame) -> DataFrame:
+        """Refuse files that cannot be used, or leave them out."""
+        unusable, rotated = inspect_files(samples["image_path"].tolist(), decode=self.on_error == "skip")
+        if rotated:
+            logger.warning(
+                "%d of %d images ask for a rotation in their EXIF data, which anomalib does not apply: %s. Rotate the "
+                "files (mogrify -auto-orient) if upright images matter.",
+                len(rotated),
+                len(samples),
+                shortened(rotated),
+            )
+        if not unusable:
+            return samples
+        reasons = shortened(f"{path} ({reason})" for path, reason in unusable.items())
+        msg = f"{len(unusable)} of {len(samples)} files are not usable images: {reasons}."
         if self.on_error == "raise":
             msg += " Replace them, take them off the data set's lists, or leave them out with on_error='skip'."
             raise OSError(msg)
         logger.warning("%s They are skipped.", msg)
-        return samples[~samples["image_path"].isin(unreadable)].reset_index(drop=True)
+        return samples[~samples["image_path"].isin(unusable)].reset_index(drop=True)
 
     def _permutation(self, length: int) -> list[int]:
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
