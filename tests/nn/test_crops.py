@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from extremes import numbers, seeds, sizes, tensors
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d
 from torchvision.transforms.v2.functional import resized_crop
 
@@ -12,14 +15,54 @@ RATIO = (3 / 4, 4 / 3)
 BOXES = torch.tensor([[0, 0, 1, 1], [1, 2, 3, 4], [2, 0, 2, 5], [3, 5, 1, 1], [0, 0, 4, 6], [0, 1, 2, 2]])
 
 
-@pytest.mark.parametrize("grid", [(14, 14), (224, 224), (6, 20), (37, 14), (2, 2), (1, 1)])
-@pytest.mark.parametrize("scale", [(0.1, 0.3), (0.25, 1.0)])
-def test_boxes_lie_inside_the_lattice(grid, scale):
-    top, left, height, width = sample_boxes(2000, grid, scale).unbind(1)
+@numbers
+@given(
+    st.tuples(st.integers(1, 700), st.integers(1, 700)),
+    st.tuples(st.floats(0.001, 1), st.floats(0.001, 1)).map(sorted),
+    st.tuples(st.floats(0.05, 20), st.floats(0.05, 20)).map(sorted),
+    seeds,
+)
+def test_boxes_lie_inside_the_lattice(grid, scale, ratio, seed):
+    torch.manual_seed(seed)
+    boxes = sample_boxes(100, grid, scale, ratio)
+    assert boxes.shape == (100, 4)
+    assert boxes.dtype == torch.long
+    top, left, height, width = boxes.unbind(1)
     for start, extent, limit in ((top, height, grid[0]), (left, width, grid[1])):
         assert start.min() >= 0
         assert extent.min() >= 1
         assert (start + extent).max() <= limit
+
+
+@numbers
+@given(tensors(2, 1, st.integers(1, 12), st.integers(1, 12)), sizes, st.integers(1, 3), seeds)
+def test_a_crop_invents_no_values(images, size, number, seed):
+    torch.manual_seed(seed)
+    boxes = sample_boxes(2 * number, tuple(images.shape[-2:]), (0.05, 1))
+    crops = crop_images(images, boxes, size)
+    assert crops.shape == (2 * number, 1, *size)
+    assert crops.dtype == torch.float32
+    for crop, image in zip(crops, images.float().repeat_interleave(number, dim=0), strict=True):
+        slack = 1e-5 * image.abs().max()
+        assert crop.min() >= image.min() - slack
+        assert crop.max() <= image.max() + slack
+
+
+@numbers
+@given(sizes, sizes, st.integers(1, 3), seeds)
+def test_targets_come_from_the_own_box_of_the_own_image_in_order(grid, size, number, seed):
+    torch.manual_seed(seed)
+    boxes = sample_boxes(2 * number, grid, (0.05, 1))
+    cells = torch.stack(torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij"), dim=-1)
+    labels = torch.stack([cells, cells])  # each cell says where it is
+    targets = crop_targets(labels, boxes, size)
+    assert targets.shape == (2 * number, *size, 2)
+    for target, (top, left, height, width) in zip(targets, boxes.tolist(), strict=True):
+        for values, start, extent in ((target[:, 0, 0], top, height), (target[0, :, 1], left, width)):
+            assert values.min() >= start
+            assert values.max() < start + extent
+            assert (values.diff() >= 0).all()
+            assert len(values.unique()) == min(extent, len(values))
 
 
 @pytest.mark.parametrize(("grid", "scale"), [((14, 14), (0.1, 0.3)), ((224, 224), (0.1, 0.3)), ((30, 40), (0.1, 0.3))])

@@ -1,10 +1,11 @@
 """Which patches the student sees."""
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from extremes import numbers, seeds, tensors
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -33,18 +34,41 @@ def inclusion_probabilities(weights, count):
     return torch.tensor(included)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.integers(1, 50), st.floats(0, 0.99), st.integers(0, 999))
-def test_kept_patches_are_unique_ascending_and_as_many_as_asked_for(patches, ratio, seed):
+@numbers
+@given(tensors(st.integers(1, 3), st.integers(1, 50), low=0), st.floats(0, 0.99), seeds)
+def test_kept_patches_are_unique_ascending_and_as_many_as_asked_for(weights, ratio, seed):
+    images, patches = weights.shape
     count = num_kept(patches, ratio)
     assert 1 <= count <= patches
     assert abs(count - patches * (1 - ratio)) <= max(0.5, 1 - patches * (1 - ratio))
-    keep = sample_patches(torch.rand(3, patches, generator=torch.Generator().manual_seed(seed)), count)
-    assert keep.shape == (3, count)
+    torch.manual_seed(seed)
+    keep = sample_patches(weights, count)
+    assert keep.shape == (images, count)
     assert keep.dtype == torch.long
     assert (keep.diff(dim=1) > 0).all()
     assert keep.min() >= 0
     assert keep.max() < patches
+
+
+@numbers
+@given(tensors(1, st.integers(1, 50), low=0), st.integers(1, 50), seeds)
+def test_attention_goes_before_no_attention(weights, count, seed):
+    weights = torch.where(weights < 1e-6, 0, weights)  # below, half precision has no numbers
+    count = min(count, weights.numel())
+    torch.manual_seed(seed)
+    kept = weights[0, sample_patches(weights, count)[0]]
+    assert (kept > 0).sum() == min(count, (weights > 0).sum())
+
+
+@numbers
+@given(tensors(2, st.integers(2, 12), low=0), seeds)
+def test_keeping_more_keeps_what_was_kept(weights, seed):
+    kept = []
+    for count in range(1, weights.shape[1] + 1):
+        torch.manual_seed(seed)
+        kept.append([set(row) for row in sample_patches(weights, count).tolist()])
+    for fewer, more in pairwise(kept):
+        assert all(a < b for a, b in zip(fewer, more, strict=True))
 
 
 def test_half_of_the_patches():

@@ -3,6 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from extremes import numbers, seeds, tensors
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anomalib_defend.nn.prototypes import EMBED_DIM, PrototypeHead, similarity, upsampled_similarity
 
@@ -54,6 +57,25 @@ def test_embeddings_of_length_zero_stay_finite():
     upsampled_similarity(embeddings, torch.randn(3, 8), (4, 4)).sum().backward()
     assert embeddings.grad.isfinite().all()
     assert similarity(torch.zeros(2, 8), torch.randn(3, 8)).isfinite().all()
+
+
+@numbers
+@given(tensors(1, 1, st.integers(1, 4), 4), st.tuples(st.integers(1, 9), st.integers(1, 9)), seeds)
+def test_similarities_never_leave_the_range_of_a_cosine(embeddings, size, seed):
+    torch.manual_seed(seed)
+    prototypes = F.normalize(torch.randn(3, 4), dim=1)
+    opposite = torch.cat([embeddings, -embeddings * (1 + 1e-3 * torch.randn(4))], dim=1)  # nothing is left half-way
+    for values in (similarity(embeddings, prototypes), upsampled_similarity(opposite, prototypes, size)):
+        assert values.dtype == torch.float32
+        assert values.abs().max() <= 1.001  # not true of NaN
+
+
+@pytest.mark.parametrize("length", [1.0, 1e2, 1e4])
+def test_opposite_neighbours_have_no_direction_half_way(length):
+    embeddings = length * torch.randn(2, 2, 2, 256)
+    embeddings[:, 1] = -embeddings[:, 0]
+    middle = upsampled_similarity(embeddings, F.normalize(torch.randn(5, 256), dim=1), (3, 3))[:, 1]
+    assert middle.abs().max() < 1e-3
 
 
 def test_prototypes_are_normalised_in_place():

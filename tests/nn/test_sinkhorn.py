@@ -1,16 +1,19 @@
 """Optimal assignment: marginals, equivariance, extreme inputs, several processes."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from extremes import numbers, seeds, tensors
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed as dist
 
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
 
 EXTREME = 1e4
+scores_of_any_size = tensors(st.integers(1, 40), st.integers(1, 12), low=-EXTREME, high=EXTREME)
 
 
 def random_scores(tokens, prototypes, seed=0):
@@ -24,13 +27,42 @@ def column_error(assignment):
     return (assignment.sum(0) * prototypes / tokens - 1).abs().max().item()
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 6), st.integers(0, 999))
-def test_rows_sum_to_one_and_nothing_is_negative(tokens, prototypes, iterations, seed):
-    assignment = sinkhorn(random_scores(tokens, prototypes, seed), iterations=iterations)
-    assert assignment.shape == (tokens, prototypes)
-    assert (assignment >= 0).all()
-    torch.testing.assert_close(assignment.sum(1), torch.ones(tokens), atol=1e-5, rtol=0)
+def mass_error(assignment):
+    """Share of the mass that prototypes have beyond their own share."""
+    tokens, prototypes = assignment.shape
+    return (assignment.sum(0) / tokens - 1 / prototypes).clamp_min(0).sum().item()
+
+
+@numbers
+@given(scores_of_any_size, st.integers(1, 6))
+def test_rows_sum_to_one_and_nothing_is_negative(scores, iterations):
+    assignment = sinkhorn(scores, iterations=iterations)
+    assert assignment.shape == scores.shape
+    assert assignment.dtype == torch.float32
+    assert (assignment >= 0).all()  # not true of NaN
+    torch.testing.assert_close(assignment.sum(1), torch.ones(len(scores)), atol=1e-5, rtol=0)
+
+
+@numbers
+@given(scores_of_any_size)
+def test_no_iteration_moves_mass_to_the_wrong_prototype(scores):
+    errors = [mass_error(sinkhorn(scores, iterations=i)) for i in range(1, 6)]
+    for before, after in itertools.pairwise(errors):
+        assert after <= before + 1e-5
+
+
+@numbers
+@given(st.integers(64, 400), st.integers(1, 12), seeds)
+def test_three_iterations_give_the_prototypes_nearly_equal_masses(tokens, prototypes, seed):
+    assert mass_error(sinkhorn(random_scores(tokens, prototypes, seed))) < 0.15
+
+
+@numbers
+@given(st.integers(1, 11), seeds)
+def test_fewer_tokens_than_prototypes(tokens, seed):
+    scores = random_scores(tokens, 12, seed)
+    torch.testing.assert_close(sinkhorn(scores).sum(1), torch.ones(tokens), atol=1e-5, rtol=0)
+    assert mass_error(sinkhorn(scores, iterations=300)) < 0.01
 
 
 def test_more_iterations_bring_the_prototypes_masses_together():
@@ -47,13 +79,14 @@ def test_an_assignment_of_equal_masses_is_a_fixed_point():
     torch.testing.assert_close(sinkhorn(scores), (scores / 0.05).softmax(dim=1), atol=1e-6, rtol=1e-5)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.randoms(use_true_random=False), st.integers(0, 999))
-def test_permuting_tokens_and_prototypes_permutes_the_assignment(random, seed):
-    scores = random_scores(20, 5, seed)
+@numbers
+@given(scores_of_any_size, st.randoms(use_true_random=False))
+def test_permuting_tokens_and_prototypes_permutes_the_assignment(scores, random):
     rows, columns = (torch.tensor(random.sample(range(n), n)) for n in scores.shape)
     expected = sinkhorn(scores)[rows][:, columns]
-    torch.testing.assert_close(sinkhorn(scores[rows][:, columns]), expected, atol=1e-5, rtol=1e-4)
+    # numbers of 4e5, which ten thousand / epsilon leads to, are 0.03 apart in float32: a ratio of that is possible
+    atol = 1e-4 if scores.abs().max() <= 10 else 0.1
+    torch.testing.assert_close(sinkhorn(scores[rows][:, columns]), expected, atol=atol, rtol=1e-3)
 
 
 def test_a_constant_added_to_a_token_or_a_prototype_changes_nothing():
@@ -77,12 +110,6 @@ def test_collapsed_scores_are_spread_over_all_prototypes():
     scores = torch.zeros(32, 4)
     scores[:, 0] = 1 + 0.01 * torch.arange(32)  # all tokens are nearest to the first prototype
     assert column_error(sinkhorn(scores, iterations=50)) < 0.05
-
-
-def test_fewer_tokens_than_prototypes():
-    assignment = sinkhorn(random_scores(3, 8), iterations=100)
-    torch.testing.assert_close(assignment.sum(1), torch.ones(3))
-    torch.testing.assert_close(assignment.sum(0), torch.full((8,), 3 / 8), atol=5e-2, rtol=0)
 
 
 def test_autocast_does_not_change_it():

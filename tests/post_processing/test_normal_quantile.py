@@ -124,7 +124,7 @@ def test_without_validation_a_warning_tells_why_nothing_is_novel(caplog):
 # ----------------------------------------------------------------------------------------------------------- scaling
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=30),
     st.lists(st.floats(0, 1e4, width=32), min_size=2, max_size=30),

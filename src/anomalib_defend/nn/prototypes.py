@@ -81,5 +81,9 @@ def upsampled_similarity(embeddings: Tensor, prototypes: Tensor, size: tuple[int
         mix = weights[i] * weights[j] * torch.where(i == j, 1.0, 2.0)[:, None]
         tokens = z.flatten(1, 2)
         dots = weights.T @ (tokens @ prototypes.float().T)
-        length = ((tokens @ tokens.mT)[:, i, j] @ mix).clamp_min(1e-12).sqrt()
+        inner = tokens @ tokens.mT
+        squared = inner[:, i, j] @ mix
+        # opposite neighbours cancel: what is left is rounding, and must not become a direction
+        rounding = 1e-6 * (inner.diagonal(dim1=1, dim2=2) @ weights.square())
+        length = torch.maximum(squared, rounding).clamp_min(1e-12).sqrt()
         return (dots / length.unsqueeze(-1)).unflatten(1, size)

@@ -24,8 +24,8 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     with torch.autocast(scores.device.type, enabled=False):
         log_q = scores.float() / epsilon
         for _ in range(iterations):
-            log_q = log_q - _column_logsumexp(log_q)  # every prototype receives the same mass
-            log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)  # every token gives one
+            log_q = _column_log_softmax(log_q)  # every prototype receives the same mass
+            log_q = log_q.log_softmax(dim=1)  # every token gives one
         return log_q.exp()
 
 
@@ -35,12 +35,14 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(p).sum().exp()
 
 
-def _column_logsumexp(log_q: Tensor) -> Tensor:
-    """Log of the column sums over the tokens of all processes, [T, K] -> [1, K]."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return log_q.logsumexp(dim=0, keepdim=True)
+def _column_log_softmax(log_q: Tensor) -> Tensor:
+    """Normalise each column over the tokens of all processes, [T, K] -> [T, K]."""
+    distributed = dist.is_available() and dist.is_initialized()
     largest = log_q.amax(dim=0, keepdim=True)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    total = (log_q - largest).exp().sum(dim=0, keepdim=True)
-    dist.all_reduce(total, op=dist.ReduceOp.SUM)
-    return largest + total.log()
+    if distributed:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    log_q = log_q - largest  # first, while the small differences of large numbers are exact
+    total = log_q.exp().sum(dim=0, keepdim=True)
+    if distributed:
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+    return log_q - total.log()
