@@ -11,26 +11,31 @@ from typing import Any
 import torch
 from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
+from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.metrics import F1Score
 from anomalib.metrics.evaluator import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.visualization import ImageVisualizer
-from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from anomalib_defend import __version__
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import create_vit, data_config
 from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor
 from anomalib_defend.pre_processing import ResizeNormalize
 
-from .arguments import as_pair, check_ranges, plan_epochs
+from .arguments import as_pair, check_ranges
+from .checkpoints import VERSION_KEY, AtomicCheckpointIO, LastEpoch, read_checkpoint, verify_content, verify_shapes
 from .export import quantize
+from .guard import LossGuard, check_scores, not_finite
 from .loss import DistillLoss, FeatureNorm
+from .seeds import seed_epoch
+from .stages import StageSwitch, plan_stages
 from .torch_model import DefendModel, Masking
 
 logger = logging.getLogger(__name__)
@@ -75,7 +80,8 @@ class Defend(AnomalibModule):
             or "none".
         student_lr: Learning rate of stage 2.
         target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images.
-        seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line.
+        seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without it one
+            is drawn, logged and saved in the checkpoint.
         pre_processor: As in every anomalib model.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.
@@ -134,10 +140,11 @@ class Defend(AnomalibModule):
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.model = self._build_model(num_prototypes or DEFAULT_NUM_PROTOTYPES)
         self.register_buffer("trained_steps", torch.zeros(2, dtype=torch.long))  # of stage 1 and 2
-        self._epochs = (dense_epochs, distill_epochs)
+        self.stage_epochs = (dense_epochs, distill_epochs)
         self._usage: list[torch.Tensor] = []
-        self._set_aside: dict[str, Any] | None = None
-        self._entered: int | None = None
+        self._guard = LossGuard()
+        self._seed: int | None = None  # of this run
+        self._first_epoch = 0
 
     # ------------------------------------------------------------------------------------------------- construction
 
@@ -180,12 +187,19 @@ class Defend(AnomalibModule):
 
     # ------------------------------------------------------------------------------------------------------- fitting
 
+    def configure_callbacks(self) -> list[Callback]:
+        """The components, the switch between the stages, and a checkpoint of every epoch."""
+        callbacks: list[Callback] = [*super().configure_callbacks(), StageSwitch()]
+        return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
+
     def setup(self, stage: str) -> None:
         """At the start of ``fit``: seed, choose K and initialise the student, whether or not a checkpoint follows."""
+        if type(self.trainer.strategy.checkpoint_io) in {AnomalibCheckpointIO, TorchCheckpointIO}:  # not the user's own
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage != TrainerFn.FITTING:
             return
-        if self.hparams.seed is not None:
-            seed_everything(self.hparams.seed, workers=True)
+        self._guard, self._first_epoch = LossGuard(), 0
+        self._seed_run(self.hparams.seed)
         if self.trainer.current_epoch > 0:  # this trainer has trained before: on_fit_start decides, nothing is lost
             return
         num_prototypes = self._choose_num_prototypes()
@@ -201,38 +215,24 @@ class Defend(AnomalibModule):
         if self.trainer.ckpt_path is None and self.trainer.current_epoch > 0:
             msg = "This engine has finished its training: use a new Engine, or resume with ckpt_path and more epochs."
             raise RuntimeError(msg)
-        self._plan_epochs()
-        self._check_strategy()
-        if self.trainer.ckpt_path is not None:
-            return
+        self.stage_epochs = plan_stages(self.trainer, self.hparams.dense_epochs, self.hparams.distill_epochs)
+        if self.trainer.ckpt_path is None:
+            self._load_teacher()
+        self._seed_epoch(self._first_epoch)  # here, because the data loader may start before the epoch does
+
+    def _load_teacher(self) -> None:
         if self.hparams.weights is not None:
             load_weights(self.model.teacher, self.hparams.weights)
         elif self.hparams.pre_trained:
             load_pretrained(self.model.teacher, self.hparams.backbone)
 
-    def _plan_epochs(self) -> None:
-        """Let the trainer run both stages; the user's own limit is honoured or refused, never replaced."""
-        trainer, loop = self.trainer, self.trainer.fit_loop
-        if trainer.fast_dev_run:  # one epoch of each stage, of as many batches as Lightning was told
-            self._epochs = (min(self.hparams.dense_epochs, 1), 1)
-            loop.epoch_loop.max_steps = -1
-            loop.max_epochs = sum(self._epochs)
-        else:
-            self._epochs = (self.hparams.dense_epochs, self.hparams.distill_epochs)
-            other_limit = trainer.max_steps != -1 or any(isinstance(callback, Timer) for callback in trainer.callbacks)
-            loop.max_epochs = plan_epochs(*self._epochs, loop.max_epochs, other_limit)
-        logger.info("Training %d epochs: dense fine-tuning %d, distillation %d.", loop.max_epochs, *self._epochs)
-
-    def _check_strategy(self) -> None:
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and self._epochs[0]:
-            kwargs = getattr(strategy, "_ddp_kwargs", {})
-            if not kwargs.get("find_unused_parameters"):
-                msg = (
-                    "Each stage trains other parameters, which DDP has to be told: pass "
-                    "--trainer.strategy ddp_find_unused_parameters_true (or dense_epochs=0)."
-                )
-                raise ValueError(msg)
+    def _seed_run(self, seed: int | None) -> None:
+        """Seed everything; without a seed, draw one that a checkpoint can name."""
+        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
+        if seed is None:
+            self._seed = self.trainer.strategy.broadcast(self._seed)
+            logger.info("seed=%d was drawn for this run.", self._seed)
+        seed_everything(self._seed, workers=True, verbose=False)
 
     def _choose_num_prototypes(self) -> int:
         if self.hparams.num_prototypes is not None:
@@ -262,46 +262,36 @@ class Defend(AnomalibModule):
     @property
     def in_dense_stage(self) -> bool:
         """Whether the current epoch belongs to stage 1."""
-        return self.current_epoch < self._epochs[0]
-
-    def on_train_start(self) -> None:
-        """Give every process, and a resumed run, random numbers of its own."""
-        if self.hparams.seed is not None and (self.trainer.world_size > 1 or self.trainer.ckpt_path is not None):
-            torch.manual_seed(self.hparams.seed + self.global_rank + 1_000_003 * self.current_epoch)
+        return self.current_epoch < self.stage_epochs[0]
 
     def on_train_epoch_start(self) -> None:
-        """Enter the stage of this epoch."""
-        self._enter_stage()
+        """Draw the random numbers of this epoch, the order of the images included, whatever has happened before."""
+        if self.current_epoch > 0 and not self.trainer.fit_loop.is_resuming:  # else the data loader has started already
+            self._seed_epoch(self.current_epoch)
 
-    def on_train_batch_start(self, *_args: object) -> None:
-        """Enter the stage of this epoch, where a run was resumed in its middle."""
-        self._enter_stage()
-
-    def _enter_stage(self) -> None:
-        if self._entered == self.current_epoch:
-            return
-        self._entered = self.current_epoch
-        self.model.teacher.eval()
-        dense, distill = self._epochs
-        if self.in_dense_stage:
-            self._set_validation_aside()
-            logger.info("Stage 1, dense fine-tuning: epoch %d of %d.", self.current_epoch + 1, dense)
-        else:
-            self._take_validation_up()
-            logger.info("Stage 2, distillation: epoch %d of %d.", self.current_epoch - dense + 1, distill)
+    def _seed_epoch(self, epoch: int) -> None:
+        if self._seed is not None:
+            seed_epoch(self._seed, epoch, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """One step of the stage that the epoch belongs to."""
-        del batch_idx
+        """One step of the stage that the epoch belongs to.
+
+        Raises:
+            FloatingPointError: If the loss of the step before is NaN or infinite.
+        """
         self.trained_steps[0 if self.in_dense_stage else 1] += 1  # decides what may be tested and exported
         if self.in_dense_stage:
             loss, usage = self.model.dense_step(batch.image)
             self._usage.append(usage)
             self._log_step("dense_loss", loss, batch)
             self._log_step("prototype_perplexity", usage, batch)
+            term, stage, rates = "dense_loss", "stage 1 (dense fine-tuning)", "dense_lr and head_lr"
         else:
             loss = self.model.distill_step(batch.image)
             self._log_step("distill_loss", loss, batch)
+            term, stage, rates = "distill_loss", "stage 2 (distillation)", "student_lr"
+        where = f"{stage}, epoch {self.current_epoch}, batch {batch_idx}"
+        self._guard.watch(term, loss, batch, where, f"lower {rates}, or train with --trainer.precision 32")
         return loss
 
     def _log_step(self, name: str, value: torch.Tensor, batch: Batch) -> None:
@@ -310,7 +300,8 @@ class Defend(AnomalibModule):
         self.log(f"{name}_epoch", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.image))
 
     def on_train_epoch_end(self) -> None:
-        """Warn when the prototypes collapse."""
+        """Look at the last loss, and warn when the prototypes collapse."""
+        self._guard.check()
         if not self._usage:
             return
         usage, number = torch.stack(self._usage).mean().item(), len(self.model.head.prototypes)
@@ -323,35 +314,32 @@ class Defend(AnomalibModule):
                 number,
             )
 
-    def teardown(self, stage: str) -> None:
-        """Give the trainer its validation back."""
-        del stage
-        self._entered = None
-        self._take_validation_up()
-
-    def _set_validation_aside(self) -> None:
-        """In stage 1 the student is untrained: no validation, and no early stopping on what it would have logged."""
-        if self._set_aside is None:
-            trainer = self.trainer
-            stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
-            self._set_aside = {"limit_val_batches": trainer.limit_val_batches, "callbacks": list(trainer.callbacks)}
-            trainer.limit_val_batches = 0
-            trainer.callbacks = [callback for callback in trainer.callbacks if callback not in stoppers]
-
-    def _take_validation_up(self) -> None:
-        if self._set_aside is not None:
-            for name, value in self._set_aside.items():
-                setattr(self.trainer, name, value)
-            self._set_aside = None
-
     # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def on_validation_start(self) -> None:
+        """Look at the last loss before the model is judged and saved."""
+        self._guard.check()
 
     def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
         """Score a batch and log the mean score of the normal validation images as ``val_score``."""
-        predictions = self.model(batch.image)
-        normal = predictions.pred_score if batch.gt_label is None else predictions.pred_score[~batch.gt_label.bool()]
+        batch = self.predict_step(batch)
+        normal = batch.pred_score if batch.gt_label is None else batch.pred_score[~batch.gt_label.bool()]
         mean = normal.sum() / max(1, len(normal))
         self.log("val_score", mean, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(normal))
+        return batch
+
+    def test_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
+        """Score a batch."""
+        return self.predict_step(batch)
+
+    def predict_step(self, batch: Batch, *_args: object, **_kwargs: object) -> Batch:
+        """Score a batch.
+
+        Raises:
+            ValueError: If a score is NaN or infinite.
+        """
+        predictions = self.model(batch.image)
+        check_scores(predictions.pred_score, batch)
         return batch.update(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
 
     def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
@@ -382,17 +370,31 @@ class Defend(AnomalibModule):
 
     # ------------------------------------------------------------------------------------------ checkpoints and export
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the run's seed and this package's version, too.
+
+        Raises:
+            FloatingPointError: If the last loss or a weight is NaN or infinite: a good checkpoint is never replaced.
+        """
+        self._guard.check()
+        damaged = not_finite(checkpoint["state_dict"])
+        if damaged:
+            names = ", ".join(damaged[:3])
+            msg = f"Weights became NaN or infinite ({names}): lower the learning rates. Nothing is saved."
+            raise FloatingPointError(msg)
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[VERSION_KEY] = __version__
+        if self._seed is not None:
+            checkpoint["hyper_parameters"]["seed"] = self._seed
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the architecture over from the checkpoint, so that no argument has to be repeated.
 
         Raises:
-            ValueError: If the checkpoint is of another model.
+            ValueError: If the checkpoint is of another model or version, or its weights hold NaN or infinity.
         """
-        saved = checkpoint.get("hyper_parameters", {})
-        prototypes = checkpoint["state_dict"].get("model.head.prototypes")
-        if prototypes is None or not set(ARCHITECTURE) <= saved.keys():
-            msg = "This is not a checkpoint of Defend: train one with `anomalib train --model Defend ...`."
-            raise ValueError(msg)
+        verify_content(checkpoint, ARCHITECTURE)
+        saved, prototypes = checkpoint["hyper_parameters"], checkpoint["state_dict"]["model.head.prototypes"]
         for key, component in self._checkpointable_components().items():
             config: dict[str, Any] = getattr(component, "checkpoint_config", dict)()
             if checkpoint.get(key, config).keys() != config.keys():
@@ -406,11 +408,28 @@ class Defend(AnomalibModule):
             saved = {**saved, "distill_epochs": self.hparams.distill_epochs}  # the run may go on for longer
         if resumed:
             logger.info("Resuming with the checkpoint's arguments and distill_epochs=%d.", saved["distill_epochs"])
+            # where Lightning goes on: the epoch of the checkpoint, unless it was saved after that epoch's end
+            self._first_epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            if saved["seed"] is not None:
+                self._seed_run(saved["seed"])
         changed = {name: value for name, value in saved.items() if self.hparams.get(name) != value}
         self.hparams.update(changed)
         if changed or len(prototypes) != len(self.model.head.prototypes):
             self.model = self._build_model(len(prototypes))
+        verify_shapes(checkpoint, self.state_dict())
         super().on_load_checkpoint(checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Defend:
+        """As in every anomalib model; a file that is no checkpoint is named.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a checkpoint of this model and version, is damaged, or holds code.
+        """
+        if "://" not in str(checkpoint_path):
+            read_checkpoint(checkpoint_path, mmap=True)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     @classmethod
     def _default(cls, argument: str) -> Any:

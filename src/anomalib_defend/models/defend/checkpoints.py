@@ -1,0 +1,193 @@
+"""Checkpoints that a killed run cannot damage, that every epoch leaves one of, and that say what is wrong with them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
+from anomalib.utils.serialization import anomalib_safe_globals
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from anomalib_defend import __version__
+
+from .guard import not_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+logger = logging.getLogger(__name__)
+
+VERSION_KEY = "anomalib_defend_version"
+
+
+class AtomicCheckpointIO(AnomalibCheckpointIO):
+    """Write a checkpoint beside its place and move it there when it is complete; read tensors and plain data alone.
+
+    Lightning's own writes into the folder for temporary files. Where that is another file system, the move is a copy
+    over the last checkpoint, and a run that is killed meanwhile has lost both.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save so that ``path`` holds the old or the new checkpoint, whenever the process or the machine stops.
+
+        Raises:
+            OSError: If it cannot be written; the old checkpoint is still there.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        part = path.with_name(f"{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+            part.unlink(missing_ok=True)
+            msg = f"The checkpoint {path} could not be written ({_reason(error)}); one that was there is unchanged."
+            raise OSError(msg) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
+        """Load a checkpoint, on the CPU unless told otherwise, whatever device it was saved from.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a checkpoint, is damaged, or holds code.
+        """
+        del weights_only  # Lightning passes None for "not given"
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+        return read_checkpoint(path, map_location, extra_safe_globals=self.extra_safe_globals)
+
+
+def read_checkpoint(
+    path: str | Path, map_location: Any = "cpu", mmap: bool = False, extra_safe_globals: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Read a local checkpoint: tensors and plain data alone, no code.
+
+    Args:
+        path: The .ckpt file.
+        map_location: As for ``torch.load``.
+        mmap: Leave the tensors in the file until they are used: enough to see what the file is.
+        extra_safe_globals: Types that may be in it, beyond anomalib's own.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint, is damaged, or holds code.
+    """
+    where, path = f"ckpt_path={str(path)!r}", Path(path)
+    if not path.is_file():
+        what = "is a folder, not a .ckpt file" if path.is_dir() else "does not exist"
+        msg = f"{where} {what} (working directory {Path.cwd()})."
+        raise FileNotFoundError(msg)
+    if not zipfile.is_zipfile(path):
+        msg = f"{where} is no checkpoint, or only a part of one: give a .ckpt file that a finished epoch has left."
+        raise ValueError(msg)
+    try:
+        with anomalib_safe_globals(extra=extra_safe_globals):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{where} is refused: it holds Python objects, whose code would run when they are loaded. Checkpoints of "
+            "Defend hold tensors and plain data alone."
+        )
+        raise ValueError(msg) from error
+    except (EOFError, RuntimeError) as error:
+        msg = f"{where} is damaged ({_reason(error)}): take another copy of it, or train anew."
+        raise ValueError(msg) from error
+    if not (isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()):
+        msg = f"{where} is no checkpoint of a training: weights of a teacher are given with weights=."
+        raise ValueError(msg)
+    return checkpoint
+
+
+def verify_content(checkpoint: Mapping[str, Any], arguments: Collection[str]) -> None:
+    """Check that a checkpoint is of Defend, names the ``arguments`` of its networks, and holds finite weights.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    state = checkpoint["state_dict"]
+    if "model.head.prototypes" not in state:
+        msg = "This is not a checkpoint of Defend: train one with `anomalib train --model Defend ...`."
+        raise ValueError(msg)
+    absent = sorted(set(arguments) - checkpoint.get("hyper_parameters", {}).keys())
+    if absent:
+        raise ValueError(_other_version(checkpoint, f"it lacks {', '.join(absent[:3])}"))
+    damaged = not_finite(state)
+    if damaged:
+        msg = f"The checkpoint's weights hold NaN or infinity ({', '.join(damaged[:3])}): give another checkpoint."
+        raise ValueError(msg)
+
+
+def verify_shapes(checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
+    """Check that the networks built from the checkpoint's arguments are those that it was saved from.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    state = checkpoint["state_dict"]
+    names = sorted(name for name in own.keys() | state.keys() if name.startswith("model."))
+    differing = [name for name in names if name not in own or name not in state or own[name].shape != state[name].shape]
+    if differing:
+        raise ValueError(_other_version(checkpoint, f"other shapes of {', '.join(differing[:3])}"))
+
+
+def _other_version(checkpoint: Mapping[str, Any], difference: str) -> str:
+    return (
+        f"The checkpoint does not fit anomalib-defend {__version__} ({difference}); it was written by version "
+        f"{checkpoint.get(VERSION_KEY, 'unknown')}: install that one, or train anew."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class LastEpoch(Checkpoint):
+    """Save every finished epoch to ``last.ckpt`` where no other checkpoint callback does, to resume from.
+
+    A callback with a monitor keeps none of stage 1, which has no validation, and not always the last of stage 2.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, after validation and early stopping."""
+        del pl_module
+        if trainer.fast_dev_run or any(_saves_every_epoch(item) for item in trainer.checkpoint_callbacks):
+            return
+        if self._path is None:
+            self._path = trainer.strategy.broadcast(_unused(Path(trainer.default_root_dir) / "weights" / "lightning"))
+            logger.info("Each finished epoch is saved as %s, to resume from.", self._path)
+        trainer.save_checkpoint(self._path)
+
+
+def _saves_every_epoch(callback: Checkpoint) -> bool:
+    return (
+        isinstance(callback, ModelCheckpoint)
+        and callback.monitor is None
+        and callback.every_n_epochs == 1
+        and callback.save_top_k != 0
+        and not callback.save_weights_only
+    )
+
+
+def _unused(folder: Path) -> Path:
+    """``last.ckpt``, or the first ``last-v1.ckpt`` ... that does not exist: another run's is left as it is."""
+    path, version = folder / "last.ckpt", 0
+    while path.exists():
+        version += 1
+        path = folder / f"last-v{version}.ckpt"
+    return path

@@ -1,0 +1,124 @@
+"""A resumed training ends where the uninterrupted one does; checkpoints survive whatever stops a run."""
+
+import pytest
+import torch
+from anomalib.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+EPOCHS = {"dense_epochs": 2, "distill_epochs": 2}
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())]
+    assert not different
+
+
+def scores(engine, model, data):
+    return [score for batch in engine.predict(model, datamodule=data) for score in batch.raw_score.tolist()]
+
+
+@pytest.fixture
+def every_epoch(tmp_path):
+    return ModelCheckpoint(dirpath=tmp_path / "every", filename="{epoch}", save_top_k=-1)
+
+
+class Draws(Callback):
+    """Records the images of every step, and what the random generators give next."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.steps.append((trainer.current_epoch, tuple(batch.image_path), torch.get_rng_state().sum().item()))
+
+
+@pytest.mark.parametrize(("num_workers", "seed", "epochs"), [(0, 3, range(4)), (2, None, [0, 2])])
+def test_resuming_after_any_epoch_gives_the_same_weights_and_scores(
+    make_model, make_data, make_engine, every_epoch, tmp_path, num_workers, seed, epochs
+):
+    data = {"num_workers": num_workers}
+    whole, draws = make_model(**EPOCHS, seed=seed), Draws()
+    engine = make_engine(callbacks=[every_epoch, draws])
+    engine.fit(whole, datamodule=make_data(**data))
+    expected = scores(engine, whole, make_data(**data))
+    for epoch in epochs:
+        model, again = make_model(**EPOCHS, seed=seed), Draws()
+        engine = make_engine(callbacks=[again])
+        engine.fit(model, datamodule=make_data(**data), ckpt_path=tmp_path / "every" / f"epoch={epoch}.ckpt")
+        assert again.steps == [step for step in draws.steps if step[0] > epoch]
+        assert_equal(state(model), state(whole))
+        assert scores(engine, model, make_data(**data)) == expected
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_callback_with_a_monitor_leaves_every_epoch_to_resume_from(
+    make_model, make_data, make_engine, tmp_path, epoch
+):
+    class Kill(Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.current_epoch == epoch + 1:
+                raise KeyError
+
+    def callbacks():
+        return [
+            ModelCheckpoint(dirpath=tmp_path / "best", monitor="val_score", mode="min"),
+            EarlyStopping(monitor="val_score", patience=9),
+        ]
+
+    whole = make_model(**EPOCHS)
+    make_engine(callbacks=callbacks()).fit(whole, datamodule=make_data())
+    engine = make_engine(callbacks=[*callbacks(), Kill()])
+    with pytest.raises(KeyError):
+        engine.fit(make_model(**EPOCHS), datamodule=make_data())
+    (last,) = engine._cache.args["default_root_dir"].rglob("last.ckpt")
+    model = make_model(**EPOCHS)
+    make_engine(callbacks=callbacks()).fit(model, datamodule=make_data(), ckpt_path=last)
+    assert_equal(state(model), state(whole))
+
+
+def test_a_trainer_that_saves_nothing_saves_nothing(make_model, make_data, make_engine, tmp_path):
+    engine = make_engine(callbacks=[ModelCheckpoint(save_top_k=0)])
+    engine.fit(make_model(dense_epochs=0, distill_epochs=1), datamodule=make_data())
+
+
+def test_the_default_checkpoint_is_of_the_last_epoch(make_model, make_data, make_engine, tmp_path):
+    kept = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer, *args):
+            paths = sorted((tmp_path / "results").rglob("*.ckpt"))
+            kept.append([(path.name, torch.load(path, weights_only=True)["epoch"]) for path in paths])
+
+    make_engine(callbacks=[Look()]).fit(make_model(**EPOCHS), datamodule=make_data())
+    assert kept == [[], [("model.ckpt", 0)], [("model.ckpt", 1)], [("model.ckpt", 2)]]
+
+
+def test_stage_2_keeps_no_optimizer_state_of_stage_1(make_model, make_data, make_engine, every_epoch, tmp_path):
+    model = make_model()
+    make_engine(callbacks=[every_epoch]).fit(model, datamodule=make_data())
+    saved = [torch.load(tmp_path / "every" / f"epoch={epoch}.ckpt", weights_only=True) for epoch in (0, 1)]
+    groups = saved[1]["optimizer_states"][0]["param_groups"]
+    student = {index for group in groups[:2] for index in group["params"]}
+    stage_1, stage_2 = (set(checkpoint["optimizer_states"][0]["state"]) for checkpoint in saved)
+    assert stage_1
+    assert not stage_1 & student
+    assert stage_2
+    assert stage_2 <= student
+
+
+def test_validation_comes_back_after_an_error_in_stage_1(make_model, make_data, make_engine):
+    class Fail(Callback):
+        def on_train_batch_end(self, *args):
+            raise KeyError
+
+    stopping = EarlyStopping(monitor="val_score")
+    engine = make_engine(callbacks=[Fail(), stopping], limit_val_batches=1)
+    with pytest.raises(KeyError):
+        engine.fit(make_model(), datamodule=make_data())
+    assert engine.trainer.limit_val_batches == 1
+    assert stopping in engine.trainer.callbacks
