@@ -17,17 +17,38 @@ Importing this package imports nothing else: the public names below are resolved
 
 TYPE_CHECKING = False  # typing's own constant costs an import of typing, at every start of the interpreter
 if TYPE_CHECKING:
-    from anomalib_defend.data import SemanticVOC
+    from anomalib_defend.data import (
+        SemanticCIFAR10,
+        SemanticCIFAR100,
+        SemanticFashionMNIST,
+        SemanticFolder,
+        SemanticMNIST,
+        SemanticVOC,
+    )
     from anomalib_defend.models import Defend
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "Defend": "anomalib_defend.models",
+    "SemanticCIFAR10": "anomalib_defend.data",
+    "SemanticCIFAR100": "anomalib_defend.data",
+    "SemanticFashionMNIST": "anomalib_defend.data",
+    "SemanticFolder": "anomalib_defend.data",
+    "SemanticMNIST": "anomalib_defend.data",
     "SemanticVOC": "anomalib_defend.data",
 }
 
-__all__ = ["Defend", "SemanticVOC", "__version__"]
+__all__ = [
+    "Defend",
+    "SemanticCIFAR10",
+    "SemanticCIFAR100",
+    "SemanticFashionMNIST",
+    "SemanticFolder",
+    "SemanticMNIST",
+    "SemanticVOC",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,9 +1,20 @@
 """Datamodules of the semantic novelty protocols, for any anomalib model."""
 
 from anomalib_defend._autoload import register_data
+from anomalib_defend.data.cifar import SemanticCIFAR10, SemanticCIFAR100
+from anomalib_defend.data.folder import SemanticFolder
+from anomalib_defend.data.mnist import SemanticFashionMNIST, SemanticMNIST
 from anomalib_defend.data.semantic import SemanticDataModule
 from anomalib_defend.data.voc import SemanticVOC
 
-__all__ = ["SemanticDataModule", "SemanticVOC"]
+__all__ = [
+    "SemanticCIFAR10",
+    "SemanticCIFAR100",
+    "SemanticDataModule",
+    "SemanticFashionMNIST",
+    "SemanticFolder",
+    "SemanticMNIST",
+    "SemanticVOC",
+]
 
 register_data()

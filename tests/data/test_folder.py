@@ -1,0 +1,232 @@
+"""A user's own folders: both layouts, the automatic split, what is ignored and what is refused."""
+
+import logging
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+from miniatures import write_folder
+from PIL import Image
+
+from anomalib_defend.data import SemanticFolder
+
+NAMES = ("cat", "dog", "fox")
+
+
+def build(root, category="cat", **kwargs):
+    datamodule = SemanticFolder(root, category, num_workers=0, **kwargs)
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def files(*datasets, label=None):
+    """The images as ``<category>/<name>``."""
+    return [
+        "/".join(Path(row.image_path).parts[-2:])
+        for dataset in datasets
+        for row in dataset.samples.itertuples()
+        if label is None or row.label_index == label
+    ]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_folder(tmp_path / "images")
+
+
+@pytest.fixture
+def split_root(tmp_path):
+    """``train`` and ``test``; the fox is in ``test`` only."""
+    write_folder(tmp_path / "images" / "train", NAMES[:2])
+    write_folder(tmp_path / "images" / "test", NAMES, number=4)
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("setting", ["uni_class", "leave_one_out"])
+@pytest.mark.parametrize("category", [*NAMES, ["cat", "dog"]])
+def test_automatic_split(root, category, setting):
+    chosen = {category} if isinstance(category, str) else set(category)
+    normal = chosen if setting == "uni_class" else set(NAMES) - chosen
+    datamodule = build(root, category, setting=setting)
+    train = files(datamodule.train_data, datamodule.val_data)
+    test = files(datamodule.test_data)
+    assert sorted(name.split("/")[0] for name in train) == sorted([*normal] * 8)
+    assert sorted(name.split("/")[0] for name in test) == sorted([*NAMES] * 2)
+    assert {name.split("/")[0] for name in files(datamodule.test_data, label=0)} == normal
+    assert len({*train, *test}) == len(train) + len(test)
+    assert not files(datamodule.train_data, datamodule.val_data, label=1)
+
+
+def test_the_split_depends_on_the_seed_only(root, tmp_path, monkeypatch):
+    """Not on the place of the folder, the order in which it is listed, or the chosen category."""
+    expected = sorted(files(build(root).test_data))
+    moved = shutil.copytree(root, tmp_path / "a" / "b")
+    walk = os.walk
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os,
+            "walk",
+            lambda *args, **kwargs: ((top, dirs[::-1], names[::-1]) for top, dirs, names in walk(*args, **kwargs)),
+        )
+        assert sorted(files(build(moved, "dog", setting="leave_one_out").test_data)) == expected
+    assert sorted(files(build(root, seed=1).test_data)) != expected
+    with pytest.raises(ValueError, match="seed=None would draw other test images"):
+        build(root, seed=None)
+
+
+@pytest.mark.parametrize(("ratio", "number"), [(0.01, 1), (0.5, 5), (0.97, 9)])
+def test_test_split_ratio_leaves_an_image_on_either_side(root, ratio, number):
+    datamodule = SemanticFolder(root, "cat", test_split_ratio=ratio)
+    splits = [image.split for image in datamodule.read_annotations().images]
+    assert (splits.count("train"), splits.count("test")) == (30 - 3 * number, 3 * number)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.1])
+def test_test_split_ratio_out_of_range(root, ratio):
+    with pytest.raises(ValueError, match="test_split_ratio must be above 0 and at most 1"):
+        SemanticFolder(root, "cat", test_split_ratio=ratio)
+
+
+def test_split_folders_are_taken_as_they_are(split_root):
+    (split_root / "masks").mkdir()
+    datamodule = build(split_root)
+    assert sorted(files(datamodule.train_data, datamodule.val_data)) == [f"cat/{i:02d}.png" for i in range(10)]
+    assert sorted(files(datamodule.test_data, label=0)) == [f"cat/{i:02d}.png" for i in range(4)]
+    assert sorted(files(datamodule.test_data, label=1)) == [
+        f"{name}/{i:02d}.png" for name in NAMES[1:] for i in range(4)
+    ]
+    assert build(split_root, "fox", setting="leave_one_out").num_normal_categories == 2
+    assert len(build(split_root, seed=None).test_data) == 12
+    with pytest.raises(ValueError, match=r"'fox' has 0 train image.*Categories with enough: cat \(10\), dog \(10\)"):
+        build(split_root, "fox")
+
+
+def test_what_counts_as_an_image(root):
+    image = root / "cat" / "00.png"
+    nested = root / "cat" / "2024" / "May"
+    nested.mkdir(parents=True)
+    Image.open(image).save(nested / "UPPER.JPG")
+    Image.open(image).convert("L").save(nested / "grey.TIFF")
+    for ignored in (".hidden.png", "._00.png", "notes.txt", "Thumbs.db", "mask.npy"):
+        (root / "cat" / ignored).write_bytes(b"no image")
+    for folder in (root / ".cache", root / "cat" / ".thumbnails", root / "__MACOSX"):
+        folder.mkdir()
+    shutil.copy(image, root / ".cache")
+    shutil.copy(image, root / "cat" / ".thumbnails")
+    datamodule = build(root, setting="leave_one_out", test_split_ratio=0.5)
+    assert datamodule.num_normal_categories == 2
+    cats = [image.path for image in datamodule.read_annotations().images if image.categories == {"cat"}]
+    assert len(cats) == 12
+    assert {Path(path).name for path in cats} >= {"UPPER.JPG", "grey.TIFF"}
+    assert datamodule.test_data[0].image.shape[0] == 3
+
+
+def test_links(root, tmp_path):
+    """To the root, to a category, to a folder in it; a circle ends."""
+    (root / "dog").rename(tmp_path / "elsewhere")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    write_folder(tmp_path, ["more"])
+    (root / "cat" / "more").symlink_to(tmp_path / "more")
+    (root / "cat" / "circle").symlink_to(root / "cat")
+    (tmp_path / "link").symlink_to(root)
+    images = build(tmp_path / "link", ["cat", "dog"]).read_annotations().images
+    assert sorted(next(iter(image.categories)) for image in images) == ["cat"] * 20 + ["dog"] * 10 + ["fox"] * 10
+
+
+@pytest.mark.parametrize("name", ["Größe ä", "犬", "n" * 200, "長" * 80, "T-shirt (top) [1]"])
+def test_unusual_names(tmp_path, name):
+    write_folder(tmp_path, [name, "other"])
+    datamodule = build(tmp_path, name)
+    assert len(files(datamodule.test_data, label=0)) == 2
+    assert len(datamodule.category.encode()) < 255
+    (tmp_path / "results" / datamodule.category).mkdir(parents=True)
+
+
+def test_decomposed_names_are_found_as_they_are_typed(tmp_path):
+    write_folder(tmp_path, [unicodedata.normalize("NFD", "Größe"), "other"])
+    assert len(build(tmp_path, unicodedata.normalize("NFC", "Größe")).train_data) == 7
+
+
+def test_loose_images(tmp_path, root):
+    shutil.copytree(root / "cat", tmp_path / "loose")
+    expected = r"root/<category>/<image>, which is split automatically, or root/\{train,test\}/<category>/<image>"
+    with pytest.raises(
+        ValueError, match=f"10 image.*not in a category: 00.png, 01.png, 02.png, .... Expected {expected}"
+    ):
+        build(tmp_path / "loose")
+    shutil.copy(root / "cat" / "00.png", root)
+    with pytest.raises(ValueError, match=r"1 image\(s\) lie in .* itself"):
+        build(root)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere' is no folder\. Expected root/<category>"):
+        build(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no folder with images"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize(("only", "other"), [("train", "test"), ("test", "train")])
+def test_one_of_train_and_test(split_root, only, other):
+    shutil.rmtree(split_root / other)
+    (split_root / only).rename(split_root / "val")
+    shutil.copytree(split_root / "val", split_root / only)  # {train,val} is not two categories
+    with pytest.raises(FileNotFoundError, match=f"holds {only} but not {other}.*root='{split_root / only}'"):
+        build(split_root)
+    assert build(split_root / only).test_data
+
+
+def test_a_category_named_train(tmp_path):
+    """Rail vehicles, a category of VOC and COCO."""
+    assert build(write_folder(tmp_path, ["train", "bus"]), "train", setting="leave_one_out").num_normal_categories == 1
+
+
+def test_an_unreadable_folder_is_named(root, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="cat"):
+        SemanticFolder(root, "cat").read_annotations()
+
+
+def test_fakes_as_novel_dataset(root, tmp_path):
+    fakes = SemanticFolder(write_folder(tmp_path / "fakes", ["gan", "diffusion"]), ["gan"], test_split_ratio=1.0)
+    datamodule = build(root, list(NAMES), novel_dataset=fakes)
+    assert sorted(files(datamodule.test_data, label=1)) == [f"gan/{i:02d}.png" for i in range(10)]
+    assert len(files(datamodule.test_data, label=0)) == 6
+    assert datamodule.category == "cat_dog_fox_vs_gan"
+
+
+def test_broken_files_are_named_or_skipped(root, caplog):
+    (root / "cat" / "00.png").write_bytes(b"")
+    with pytest.raises(OSError, match=r"00\.png \(the file is empty\)"):
+        build(root, setting="leave_one_out", category="fox")
+    datamodule = build(root, setting="leave_one_out", category="fox", on_error="skip")
+    kept = files(datamodule.train_data, datamodule.val_data, datamodule.test_data)
+    assert "cat/00.png" not in kept
+    assert len(kept) == 8 + 8 + 6 - 1
+    assert "They are skipped" in caplog.text
+
+
+def test_subsampling(root):
+    datamodule = build(root, max_train_images=4, max_test_images=3)
+    assert len(datamodule.train_data) + len(datamodule.val_data) == 4
+    assert len(files(datamodule.test_data, label=0)) == 1
+    assert len(files(datamodule.test_data, label=1)) == 2
+
+
+def test_a_stock_model_runs_on_it(root, tmp_path, caplog):
+    from anomalib.engine import Engine
+    from anomalib.models import Padim
+
+    caplog.set_level(logging.INFO)
+    model = Padim(backbone="resnet18", pre_trained=False, layers=["layer1"], n_features=8, visualizer=False)
+    datamodule = SemanticFolder(root, ["cat", "dog"], num_workers=0, train_batch_size=4, eval_batch_size=4)
+    engine = Engine(default_root_dir=tmp_path / "results", accelerator="cpu", logger=False, fast_dev_run=True)
+    engine.fit(model, datamodule=datamodule)
+    assert "train 14 normal / 0 novel, val 2 normal / 0 novel, test 4 normal / 2 novel" in caplog.text
