@@ -69,6 +69,32 @@ def test_the_expected_rate_among_exchangeable_images_is_never_above_the_target(c
     assert torch.cat(rates).mean().item() <= target_fpr + 0.05
 
 
+@pytest.mark.parametrize(
+    ("count", "target_fpr", "above"),
+    [
+        (10, 0.05, 0),
+        (19, 0.05, 0),
+        (39, 0.05, 1),
+        (45, 0.05, 1),
+        (99, 0.05, 4),
+        (9, 0.7, 6),
+        (99, 0.29, 28),
+        (1, 0.9, 0),
+    ],
+)
+def test_the_threshold_is_an_order_statistic(count, target_fpr, above):
+    # of count + 1 exchangeable images, a share (above + 1) / (count + 1) exceeds it, which is target_fpr at most
+    scores = torch.randperm(count).float()
+    assert (scores > fitted(batch_of(scores), target_fpr=target_fpr).image_threshold).sum() == above
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, False), (1, True), (18, True), (19, False), (45, False)])
+def test_too_few_validation_images_for_the_target_are_told(count, told, caplog):
+    fitted(batch_of(torch.rand(count)), target_fpr=0.05).on_fit_end(None, None)
+    assert ("too few for target_fpr=0.05" in caplog.text) == told
+    assert ("at least 19" in caplog.text) == told
+
+
 def test_a_lower_rate_needs_a_higher_threshold():
     scores = torch.rand(200)
     thresholds = [fitted(batch_of(scores), target_fpr=rate).image_threshold.item() for rate in (0.5, 0.2, 0.05, 0.01)]

@@ -28,6 +28,9 @@ class NormalQuantilePostProcessor(PostProcessor):
     scaling stay on the batch as ``raw_score``. Maps are scaled the same way, with statistics of the normal images'
     largest and mean map values: at most a share ``target_fpr`` of them gets a predicted mask.
 
+    The share holds on average over validation sets, for any distribution of the scores. With few images a single
+    threshold may miss it (docs/reliability.md), and fewer than 1 / ``target_fpr`` - 1 cannot reach it.
+
     Args:
         target_fpr: Accepted share of normal images that are called novel, in (0, 1).
         **kwargs: As for anomalib's ``PostProcessor``.
@@ -48,6 +51,7 @@ class NormalQuantilePostProcessor(PostProcessor):
         self._image_scores: CatMetric = CatMetric()
         self._map_largest: CatMetric = CatMetric()
         self._map_means: CatMetric = CatMetric()
+        self._validated = 0  # normal images that the threshold comes from
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -72,10 +76,24 @@ class NormalQuantilePostProcessor(PostProcessor):
         """Compute threshold and scale."""
         del trainer, pl_module
         scores, largest, means = map(_collect, (self._image_scores, self._map_largest, self._map_means))
+        self._validated = len(scores)
         if len(scores):
             self._set_statistics("image", self._quantile(scores), scores.median())
         if len(largest):
             self._set_statistics("pixel", self._quantile(largest), means.median())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so when there were too few normal images for ``target_fpr``."""
+        del trainer, pl_module
+        if self._validated and not self._allowed_above(self._validated):
+            logger.warning(
+                "%d normal validation images are too few for target_fpr=%g: the threshold is their largest score, and "
+                "%.0f %% of all normal images are expected above it. Validate at least %d.",
+                self._validated,
+                self.target_fpr,
+                100 / (self._validated + 1),
+                math.ceil(1 / self.target_fpr - 1e-9) - 1,
+            )
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so when there is no threshold to label images by."""
@@ -112,10 +130,13 @@ class NormalQuantilePostProcessor(PostProcessor):
             if getattr(done, field) is not None:
                 setattr(batch, field, getattr(done, field))
 
+    def _allowed_above(self, count: int) -> int:
+        """How many of ``count`` validated images and a new one, exchangeable with them, may exceed the threshold."""
+        return math.floor((count + 1) * self.target_fpr + 1e-9)
+
     def _quantile(self, scores: Tensor) -> Tensor:
-        """The smallest score that keeps the expected share above it, among exchangeable images, at ``target_fpr``."""
-        rank = math.ceil((len(scores) + 1) * (1 - self.target_fpr))
-        return scores.sort().values[min(rank, len(scores)) - 1]
+        """The smallest score that keeps the expected rate of new images above it at ``target_fpr``, if there is one."""
+        return scores.sort().values[-max(1, self._allowed_above(len(scores)))]
 
     def _set_statistics(self, level: str, threshold: Tensor, typical: Tensor) -> None:
         scale = threshold - typical
