@@ -1,0 +1,1 @@
+"""What happens when something goes wrong: each script prints its figures, docs/reliability.md lists them."""
