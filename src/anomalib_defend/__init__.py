@@ -5,7 +5,7 @@ whatever else it shows.
 
 Reading order, along the path that an image takes:
 
-1. ``data.semantic`` (the protocol: categories + setting -> normal / novel), then one file per format, ``data.voc`` ...
+1. ``data.protocol`` (categories + setting -> normal / novel), ``data.semantic`` (the datamodule), then one file per format
 2. ``pre_processing`` (resize and normalise, the same numbers in training, on the command line and after export)
 3. ``nn.vit`` (patch tokens, attention of a timm ViT), ``nn.crops``, ``nn.sinkhorn``, ``nn.prototypes``, ``nn.masking``
 4. ``models.defend.torch_model``, ``models.defend.loss`` (the two stages), ``nn.score`` (patch distance -> score, map)
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anomalib_defend.data import (
         SemanticCIFAR10,
         SemanticCIFAR100,
+        SemanticCOCO,
         SemanticFashionMNIST,
         SemanticFolder,
         SemanticMNIST,
@@ -33,6 +34,7 @@ _EXPORTS = {
     "Defend": "anomalib_defend.models",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
+    "SemanticCOCO": "anomalib_defend.data",
     "SemanticFashionMNIST": "anomalib_defend.data",
     "SemanticFolder": "anomalib_defend.data",
     "SemanticMNIST": "anomalib_defend.data",
@@ -43,6 +45,7 @@ __all__ = [
     "Defend",
     "SemanticCIFAR10",
     "SemanticCIFAR100",
+    "SemanticCOCO",
     "SemanticFashionMNIST",
     "SemanticFolder",
     "SemanticMNIST",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from anomalib_defend.data import SemanticDataModule
-from anomalib_defend.data.semantic import AnnotatedImage, Annotations
+from anomalib_defend.data.protocol import AnnotatedImage, Annotations
 
 COLOUR = (200, 100, 50)
 GREY = 124  # Pillow's luma of COLOUR

@@ -8,7 +8,7 @@ from anomalib.data import AnomalibDataModule
 from PIL import Image
 
 from anomalib_defend.data import SemanticDataModule
-from anomalib_defend.data.semantic import AnnotatedImage, Annotations, make_samples, normal_categories
+from anomalib_defend.data.protocol import AnnotatedImage, Annotations, make_samples, normal_categories
 
 CATEGORIES = ["bird", "cat", "dog", "empty", "single"]
 

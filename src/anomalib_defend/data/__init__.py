@@ -2,6 +2,7 @@
 
 from anomalib_defend._autoload import register_data
 from anomalib_defend.data.cifar import SemanticCIFAR10, SemanticCIFAR100
+from anomalib_defend.data.coco import SemanticCOCO
 from anomalib_defend.data.folder import SemanticFolder
 from anomalib_defend.data.mnist import SemanticFashionMNIST, SemanticMNIST
 from anomalib_defend.data.semantic import SemanticDataModule
@@ -10,6 +11,7 @@ from anomalib_defend.data.voc import SemanticVOC
 __all__ = [
     "SemanticCIFAR10",
     "SemanticCIFAR100",
+    "SemanticCOCO",
     "SemanticDataModule",
     "SemanticFashionMNIST",
     "SemanticFolder",

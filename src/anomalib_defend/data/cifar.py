@@ -9,7 +9,7 @@ from torchvision.datasets.utils import check_integrity
 
 from anomalib_defend.data.class_folders import SPLITS, ClassFolderDataModule, ClassFolders, LabelledPixels, Split
 from anomalib_defend.data.download import Source, fetch_folder
-from anomalib_defend.data.semantic import Setting
+from anomalib_defend.data.protocol import Setting
 
 Labels = Literal["coarse", "fine"]
 

@@ -15,7 +15,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import scratch_folder
-from anomalib_defend.data.semantic import AnnotatedImage, Annotations, SemanticDataModule, Setting
+from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
+from anomalib_defend.data.semantic import SemanticDataModule
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,7 @@ class ClassFolderDataModule(SemanticDataModule):
         """Write the images of the official files as class folders, unless there are some already.
 
         Raises:
+            FileExistsError: If there is something else where the class folders would be written.
             FileNotFoundError: If there are neither class folders nor official files.
             PermissionError: If ``root`` cannot be written to.
             RuntimeError: If an official file is not what was published, or its download failed.
@@ -160,11 +162,15 @@ class ClassFolderDataModule(SemanticDataModule):
         super().prepare_data()
         if self._find_class_folders() is not None:
             return
+        folder = self.root / self.folder_name
+        if folder.exists():
+            msg = f"{folder} is not complete: it needs the folders train and test. Remove it to have it written anew."
+            raise FileExistsError(msg)
         splits = self.read_official_files()
         if splits is None:
             raise FileNotFoundError(self._nothing_found())
         try:
-            write_class_folders(self.root / self.folder_name, splits)
+            write_class_folders(folder, splits)
         except PermissionError as error:
             msg = f"Cannot write images into {self.root} ({error}). Copy or link its files into a folder of your own."
             raise PermissionError(msg) from error

@@ -13,7 +13,8 @@ from anomalib_defend.data.class_folders import (
     read_class_folders,
 )
 from anomalib_defend.data.dataset import shortened
-from anomalib_defend.data.semantic import Annotations, SemanticDataModule, Setting
+from anomalib_defend.data.protocol import Annotations, Setting, permutation
+from anomalib_defend.data.semantic import SemanticDataModule
 
 _LAYOUTS = "root/<category>/<image>, which is split automatically, or root/{train,test}/<category>/<image>"
 
@@ -91,7 +92,7 @@ class SemanticFolder(SemanticDataModule):
             num_test = len(paths)
             if self.test_split_ratio < 1:
                 num_test = min(max(round(len(paths) * self.test_split_ratio), 1), len(paths) - 1)
-            order = self._permutation(len(paths))
+            order = permutation(len(paths), self.seed)
             splits["test"][name] = [paths[index] for index in order[:num_test]]
             splits["train"][name] = [paths[index] for index in order[num_test:]]
         return splits

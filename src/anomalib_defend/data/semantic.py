@@ -1,144 +1,38 @@
-"""The semantic novelty protocol, once: categories + setting -> normal and novel images.
+"""Base of the semantic-category datamodules: what a format reads, under the protocol, becomes datasets.
 
 Each format derives from ``SemanticDataModule`` and implements only ``read_annotations``.
 """
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-import torch
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
-from pandas import DataFrame, concat
+from pandas import DataFrame
 from torchvision.transforms.v2 import Transform
 
 from anomalib_defend.data.dataset import SemanticDataset, check_files, inspect_files, shortened
+from anomalib_defend.data.protocol import (
+    Annotations,
+    Setting,
+    check_counts,
+    check_splits,
+    make_samples,
+    normal_categories,
+    permutation,
+    replace_novel,
+    resolve_categories,
+    subsample,
+)
 
 logger = logging.getLogger(__name__)
 
-Setting = Literal["uni_class", "leave_one_out"]
 OnError = Literal["raise", "skip"]
 
 _VAL_SPLIT_MODES = (ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST, ValSplitMode.SAME_AS_TEST, ValSplitMode.SYNTHETIC)
 _MAX_CATEGORY_LENGTH = 100  # it becomes a folder name in the result path
-
-
-class AnnotatedImage(NamedTuple):
-    """One image of a data set: its file, the categories it holds an object of, and its official split."""
-
-    path: str
-    categories: frozenset[str]
-    split: Literal["train", "test"]
-
-
-class Annotations(NamedTuple):
-    """What a format reads: every category, every image, and the data set's own numbers of the categories, if any."""
-
-    categories: Collection[str]
-    images: list[AnnotatedImage]
-    ids: Mapping[int, str] = {}
-
-
-def resolve_categories(chosen: Iterable[str], annotations: Annotations) -> list[str]:
-    """Return the names of categories that are given by name or by the data set's own number.
-
-    Raises:
-        ValueError: If there is no such category; the message lists those that exist.
-    """
-    names, ids = set(annotations.categories), {str(number): name for number, name in annotations.ids.items()}
-    unknown = [name for name in chosen if name not in names and name not in ids]
-    if unknown:
-        listed = [f"{number} {name}" for number, name in sorted(annotations.ids.items())] or sorted(names)
-        msg = f"category: unknown {', '.join(map(repr, unknown))}. Available are: {', '.join(listed)}."
-        raise ValueError(msg)
-    return sorted({name if name in names else ids[name] for name in chosen})
-
-
-def normal_categories(available: Collection[str], chosen: Collection[str], setting: Setting) -> frozenset[str]:
-    """Return the normal categories: the chosen ones (``uni_class``) or all others (``leave_one_out``).
-
-    Args:
-        available: Every category of the data set.
-        chosen: The user's categories, names of ``available``.
-        setting: Whether the chosen categories are normal or novel.
-
-    Raises:
-        ValueError: If no category is left to be normal.
-    """
-    normal = frozenset(chosen) if setting == "uni_class" else frozenset(available) - frozenset(chosen)
-    if not normal:
-        msg = (
-            f"category: setting='leave_one_out' leaves no normal category when all are chosen. "
-            f"Choose fewer than all of: {', '.join(sorted(available))}."
-        )
-        raise ValueError(msg)
-    return normal
-
-
-def make_samples(images: Iterable[AnnotatedImage], normal: Collection[str]) -> DataFrame:
-    """Return anomalib's samples frame: all test images, and the training images with a normal-category object.
-
-    An image is normal if it holds at least one object of a normal category, whatever else it shows. An image that is
-    listed several times in one split appears once, with the union of its categories.
-
-    Args:
-        images: Every annotated image of the data set.
-        normal: The normal categories.
-
-    Raises:
-        ValueError: If an image belongs to both the training and the test split.
-    """
-    splits: dict[str, str] = {}
-    normal_paths: set[str] = set()
-    in_both: set[str] = set()
-    for image in images:
-        if splits.setdefault(image.path, image.split) != image.split:
-            in_both.add(image.path)
-        if not image.categories.isdisjoint(normal):
-            normal_paths.add(image.path)
-    if in_both:
-        msg = (
-            f"{len(in_both)} image(s) are listed for training and for test, so the test would leak: "
-            f"{', '.join(sorted(in_both)[:3])}. Remove them from one of the two lists."
-        )
-        raise ValueError(msg)
-
-    paths = sorted(path for path, split in splits.items() if split == "test" or path in normal_paths)
-    labels = [LabelName.NORMAL if path in normal_paths else LabelName.ABNORMAL for path in paths]
-    return _frame(paths, [splits[path] for path in paths], labels)
-
-
-def _frame(paths: list[str], splits: list[str], labels: list[LabelName]) -> DataFrame:
-    samples = DataFrame(
-        {
-            "image_path": paths,
-            "split": splits,
-            "label": ["novel" if label == LabelName.ABNORMAL else "normal" for label in labels],
-            "label_index": [int(label) for label in labels],
-            "mask_path": "",
-        },
-    )
-    samples.attrs["task"] = "classification"
-    return samples
-
-
-def replace_novel(samples: DataFrame, novel_paths: list[str]) -> DataFrame:
-    """Return the frame with other images in place of its novel test images.
-
-    Raises:
-        ValueError: If there are none, or one of them is in the frame as well.
-    """
-    kept = samples[samples["label"] == "normal"]
-    both = sorted(set(kept["image_path"]) & set(novel_paths))
-    if both or not novel_paths:
-        problem = f"{len(both)} image(s) are normal here: {shortened(both)}" if both else "it has no such test image"
-        msg = f"novel_dataset: cannot take novel test images from it, {problem}. Choose another category of it."
-        raise ValueError(msg)
-    novel = _frame(novel_paths, ["test"] * len(novel_paths), [LabelName.ABNORMAL] * len(novel_paths))
-    return concat([kept, novel]).sort_values("image_path", ignore_index=True)  # both have the same attrs
 
 
 class SemanticDataModule(AnomalibDataModule):
@@ -285,53 +179,20 @@ class SemanticDataModule(AnomalibDataModule):
         annotations = self.read_annotations()
         self.categories = resolve_categories(self.categories, annotations)
         self._normal = normal_categories(annotations.categories, self.categories, self.setting)
-        self._check_counts(annotations)
+        if self.setting == "uni_class" or self.novel_dataset is None:  # else the chosen ones are not used
+            check_counts(annotations, self.categories, self.setting)
         samples = make_samples(annotations.images, self._normal)
         if self.novel_dataset is not None:
             samples = replace_novel(samples, self.novel_dataset.normal_test_images())
-        self._check_splits(samples, annotations.categories)
-        samples = self._subsample(samples, "train", self.max_train_images)
-        samples = self._subsample(samples, "test", self.max_test_images)
+        check_splits(samples, self.categories, self.setting, annotations.categories)
+        samples = subsample(samples, "train", self.max_train_images, self.seed)
+        samples = subsample(samples, "test", self.max_test_images, self.seed)
         check_files(samples["image_path"].tolist())
         samples = self._usable(samples)
-        self._check_splits(samples, annotations.categories)
+        check_splits(samples, self.categories, self.setting, annotations.categories)
         is_train = samples["split"] == "train"
         self.train_data = SemanticDataset(samples[is_train], self.category)
         self.test_data = SemanticDataset(samples[~is_train], self.category)
-
-    def _check_counts(self, annotations: Annotations) -> None:
-        """Refuse a chosen category with too few images, and list those that have enough."""
-        needed = 2 if self.setting == "uni_class" else 1
-        split = "train" if self.setting == "uni_class" else "test"
-        if self.setting == "leave_one_out" and self.novel_dataset is not None:
-            return  # their test images are not used
-        paths: dict[str, set[str]] = {name: set() for name in annotations.categories}
-        for image in annotations.images:
-            if image.split == split:
-                for name in image.categories & paths.keys():
-                    paths[name].add(image.path)
-        for name in self.categories:
-            if len(paths[name]) < needed:
-                enough = [f"{other} ({len(found)})" for other, found in sorted(paths.items()) if len(found) >= needed]
-                msg = (
-                    f"category: {name!r} has {len(paths[name])} {split} image(s); setting={self.setting!r} needs at "
-                    f"least {needed}. Categories with enough: {', '.join(enough) or 'none'}."
-                )
-                raise ValueError(msg)
-
-    def _check_splits(self, samples: DataFrame, available: Collection[str]) -> None:
-        """Refuse a training split with less than two images, and a test split that lacks normal or novel ones."""
-        train, test = samples[samples["split"] == "train"], samples[samples["split"] == "test"]
-        if len(train) < 2:
-            msg = f"category: {len(train)} training image(s) hold a normal category; at least 2 are needed."
-            raise ValueError(msg)
-        for label in ("normal", "novel"):
-            if label not in set(test["label"]):
-                msg = (
-                    f"category: setting={self.setting!r} with {', '.join(self.categories)} leaves no {label} image "
-                    f"among the {len(test)} test images. Available are: {', '.join(sorted(available))}."
-                )
-                raise ValueError(msg)
 
     def _usable(self, samples: DataFrame) -> DataFrame:
         """Refuse files that cannot be used, or leave them out."""
@@ -354,28 +215,11 @@ class SemanticDataModule(AnomalibDataModule):
         logger.warning("%s They are skipped.", msg)
         return samples[~samples["image_path"].isin(unusable)].reset_index(drop=True)
 
-    def _permutation(self, length: int) -> list[int]:
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        return torch.randperm(length, generator=generator).tolist()
-
-    def _subsample(self, samples: DataFrame, split: str, limit: int | None) -> DataFrame:
-        """Draw ``limit`` rows of a split, keeping the proportion of normal to novel and at least one of each."""
-        rows = samples[samples["split"] == split]
-        if limit is None or limit >= len(rows):
-            return samples
-        shuffled = rows.iloc[self._permutation(len(rows))]
-        normal, novel = (shuffled[shuffled["label"] == label].index.tolist() for label in ("normal", "novel"))
-        num_normal = limit
-        if novel:
-            num_normal = min(max(round(limit * len(normal) / len(rows)), 1), limit - 1)
-        dropped = normal[num_normal:] + novel[limit - num_normal :]
-        return samples.drop(index=dropped).reset_index(drop=True)
-
     def _create_val_split(self) -> None:
         size = len(self.train_data)
         if self.val_split_mode == ValSplitMode.FROM_TRAIN:  # not the base's: a small split must not be empty
             num_val = min(max(round(size * self.val_split_ratio), 1), size - 1)
-            order = self._permutation(size)
+            order = permutation(size, self.seed)
             self.val_data = self.train_data.subsample(order[:num_val])
             self.train_data = self.train_data.subsample(order[num_val:])
         else:

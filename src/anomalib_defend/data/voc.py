@@ -10,7 +10,8 @@ from xml.etree import ElementTree as ET
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from anomalib_defend.data.download import Source, fetch_folder
-from anomalib_defend.data.semantic import AnnotatedImage, Annotations, SemanticDataModule, Setting
+from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
+from anomalib_defend.data.semantic import SemanticDataModule
 
 logger = logging.getLogger(__name__)
 
