@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Watched(NamedTuple):
+    finite: Tensor
     term: str
     value: Tensor
     batch: Batch
@@ -22,9 +23,9 @@ class _Watched(NamedTuple):
 
 
 class LossGuard:
-    """Stops a training whose loss is NaN or infinite.
+    """Stops a training whose loss or images are NaN or infinite: a crop may miss such a pixel, its targets do not.
 
-    A loss is looked at one step after it was computed, or before anything is saved: no step waits for its device.
+    They are looked at one step later, or before anything is saved: no step waits for its device.
     """
 
     def __init__(self) -> None:
@@ -44,23 +45,24 @@ class LossGuard:
             FloatingPointError: As ``check`` does.
         """
         self.check()
-        self._last = _Watched(term, value.detach(), batch, where, advice)
+        value = value.detach()
+        self._last = _Watched(value.isfinite() & batch.image.isfinite().all(), term, value, batch, where, advice)
 
     def check(self) -> None:
-        """Look at the last loss.
+        """Look at the last step.
 
         Raises:
-            FloatingPointError: If it is not finite; names term, stage and, if they are the cause, the images.
+            FloatingPointError: If it is not finite; names the images that are the cause, or else the term; and where.
         """
         last, self._last = self._last, None
-        if last is None or last.value.isfinite():
+        if last is None or last.finite:
             return
         images = not_finite_images(last.batch)
-        cause = f"{', '.join(images)} holds NaN or infinite pixels" if images else last.advice
-        msg = (
-            f"{last.term} is {last.value.item()} in {last.where}: {cause}. The training stops here; the checkpoint of "
-            "the last finished epoch is left as it was."
-        )
+        if images:
+            what = f"{', '.join(images)} holds NaN or infinite pixels, seen in {last.where} ({last.term}): remove it"
+        else:
+            what = f"{last.term} is {last.value.item()} in {last.where}: {last.advice}"
+        msg = f"{what}. The training stops here; the checkpoint of the last finished epoch is left as it was."
         raise FloatingPointError(msg)
 
 
