@@ -195,7 +195,7 @@ def test_what_a_killed_conversion_leaves_is_not_taken(official10):
 
 def test_a_part_of_the_class_folders_is_not_overwritten(official10):
     (official10 / "cifar10_png" / "train" / "cat").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match="cifar10_png is not complete: .* Remove it to have it written anew"):
+    with pytest.raises(FileExistsError, match=r"cifar10_png is not complete: .* Remove it to have it written anew"):
         cifar10(official10).prepare_data()
     assert contents(official10 / "cifar10_png") == ["train"]
 
