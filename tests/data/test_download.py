@@ -158,6 +158,6 @@ def test_what_lies_there_is_not_overwritten(tmp_path, served_archive):
 
 
 def test_an_archive_without_the_folder_leaves_nothing(tmp_path, served_archive):
-    with pytest.raises(RuntimeError, match=r"data\.tar\.gz holds no folder other"):
+    with pytest.raises(RuntimeError, match=r"data\.tar\.gz holds no other"):
         fetch_folder(served_archive, tmp_path / "root", "other")
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["data.tar.gz"]

@@ -91,8 +91,8 @@ def _download(url: str, part: Path) -> None:
         raise ConnectionError(msg)
 
 
-def fetch_folder(source: Source, root: Path, name: str) -> None:
-    """Put the folder that an official archive holds at ``root/name``, entirely or not at all.
+def fetch_folder(source: Source, root: Path, *names: str) -> None:
+    """Put folders, or files, that an official archive holds at ``root/name``, entirely or not at all.
 
     The archive is taken from ``root`` if it lies there; a downloaded one is removed afterwards.
 
@@ -100,19 +100,21 @@ def fetch_folder(source: Source, root: Path, name: str) -> None:
         FileExistsError: If there is something else at that place.
         RuntimeError: If the archive cannot be fetched, verified or safely unpacked.
     """
-    target = root / name
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        msg = f"{target} exists but is not complete. Move it away to download it anew."
-        raise FileExistsError(msg)
+    for target in (root / name for name in names):
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            msg = f"{target} exists but is not complete. Move it away to download it anew."
+            raise FileExistsError(msg)
     given = (root / source.filename).exists()
     archive = fetch(source, root)
     with scratch_folder(root) as scratch:
         unpack(archive, scratch)
-        if not (scratch / name).is_dir():
-            msg = f"{archive} holds no folder {name}: it is another file than {source.url}."
-            raise RuntimeError(msg)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (scratch / name).rename(target)
+        for name in names:
+            if not (scratch / name).exists():
+                msg = f"{archive} holds no {name}: it is another file than {source.url}."
+                raise RuntimeError(msg)
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).rename(root / name)
     if not given:
         archive.unlink()
 

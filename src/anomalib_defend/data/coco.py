@@ -1,0 +1,176 @@
+"""COCO 2014 and 2017, and data sets in their layout."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from anomalib_defend.data.dataset import shortened
+from anomalib_defend.data.download import Source, fetch_folder
+from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
+from anomalib_defend.data.semantic import SemanticDataModule
+
+logger = logging.getLogger(__name__)
+
+Year = Literal[2014, 2017]
+
+_URL = "http://images.cocodataset.org"  # over https its certificate is another host's; the checksums make it safe
+_MD5 = {
+    "annotations/annotations_trainval2014.zip": "0a379cfc70b0e71301e0f377548639bd",
+    "annotations/annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c",
+    "zips/train2014.zip": "0da8c0bd3d6becc4dcb32757491aca88",
+    "zips/train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2",
+    "zips/val2014.zip": "a3d79f5ed8d289b7a7554ce06a5782b3",
+    "zips/val2017.zip": "442b8da7639aecaf257c1dceb8ba8c80",
+}
+_SPLITS: dict[str, Literal["train", "test"]] = {"train": "train", "val": "test"}
+
+
+class SemanticCOCO(SemanticDataModule):
+    """COCO: an image belongs to every category of which it has an annotation, crowds included.
+
+    The images of ``train<year>`` are for training and those of ``val<year>`` for test, where an image without
+    annotations is novel. Outlines and boxes are not used.
+
+    Args:
+        root: Folder with ``annotations/instances_{train,val}<year>.json`` and the images in ``{train,val}<year>`` or
+            ``images/{train,val}<year>``; or the folder that holds it as ``coco``.
+        category: One category or several, by name (``cell phone``) or by COCO's number (1 to 90, with gaps).
+        setting: ``uni_class``: the categories are normal. ``leave_one_out``: they are novel and all others normal.
+        year: 2014 or 2017: the same images, divided otherwise into training and validation.
+        download: Download what is missing of the official archives (20 GB), which needs twice the space meanwhile.
+        **kwargs: Further arguments of ``SemanticDataModule``.
+
+    Raises:
+        ValueError: If an argument is outside of what is listed above.
+
+    Source:
+        https://cocodataset.org/#download
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        category: list[str | int] | str | int,
+        setting: Setting = "uni_class",
+        *,
+        year: Year = 2017,
+        download: bool = False,
+        **kwargs: Any,  # declared in the base class, where jsonargparse finds them
+    ) -> None:
+        super().__init__(root=root, category=category, setting=setting, **kwargs)
+        if year not in get_args(Year):
+            msg = f"year must be one of {', '.join(map(str, get_args(Year)))}, got {year!r}."
+            raise ValueError(msg)
+        self.year = year
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Download what is missing if asked to.
+
+        Raises:
+            FileNotFoundError: If something is missing and ``download`` is false.
+        """
+        super().prepare_data()
+        if self.download:
+            base, _, missing = self._find()
+            for archive in sorted(set(missing.values())):
+                names = [name for name in missing if missing[name] == archive]
+                fetch_folder(Source(f"{_URL}/{archive}", _MD5[archive]), base, *names)
+        self._parts()
+
+    def read_annotations(self) -> Annotations:
+        """Read the two instances files.
+
+        Raises:
+            FileNotFoundError: If an instances file or an image folder is missing.
+            ValueError: If a file is malformed, or the two number their categories differently.
+        """
+        parts = self._parts()
+        ids: dict[int, str] = {}
+        images: list[AnnotatedImage] = []
+        for name, split in _SPLITS.items():
+            path, folder = parts[f"annotations/instances_{name}{self.year}.json"], parts[f"{name}{self.year}"]
+            categories, labels = _read_instances(path)
+            renamed = [str(number) for number in categories.keys() & ids.keys() if categories[number] != ids[number]]
+            if renamed:
+                msg = f"{path} has other names for categories {shortened(sorted(renamed))} than the file for training."
+                raise ValueError(msg)
+            ids |= categories
+            images += [AnnotatedImage(str(folder / file), frozenset(names), split) for file, names in labels.items()]
+            logger.info("COCO: %s, images in %s.", path, folder)
+        return Annotations(set(ids.values()), images, ids)
+
+    def _parts(self) -> dict[str, Path]:
+        """Return where the files and folders of ``_archives`` lie, or refuse a data set that lacks one."""
+        base, found, missing = self._find()
+        if missing:
+            lacking = ", ".join(f"{base / name} (in {_URL}/{archive})" for name, archive in missing.items())
+            msg = f"root={str(self.root)!r} lacks {lacking}. Pass download=True, or unpack the archives in {base}."
+            raise FileNotFoundError(msg)
+        return found
+
+    def _find(self) -> tuple[Path, dict[str, Path], dict[str, str]]:
+        """Return the folder for the data set, what of it lies where, and the archives of what is missing."""
+        archives = _archives(self.year)
+        for base in (self.root / "coco", self.root):
+            places = [(name, path) for name in archives for path in (base / "images" / name, base / name)]
+            found = {name: path for name, path in places if path.is_file() or (path.is_dir() and any(path.iterdir()))}
+            if found:
+                break
+        return base, found, {name: archive for name, archive in archives.items() if name not in found}
+
+
+def _archives(year: int) -> dict[str, str]:
+    """Return the files and folders that are used, each with the official archive that holds it."""
+    annotations = f"annotations/annotations_trainval{year}.zip"
+    files = {f"annotations/instances_{name}{year}.json": annotations for name in _SPLITS}
+    return files | {f"{name}{year}": f"zips/{name}{year}.zip" for name in _SPLITS}
+
+
+class _Image(Struct):
+    id: int
+    file_name: str
+
+
+class _Annotation(Struct):
+    image_id: int
+    category_id: int
+
+
+class _Category(Struct):
+    id: int
+    name: str
+
+
+class _Instances(Struct):
+    """What is used of an instances file; msgspec skips the outlines, which are nearly all of it, unread."""
+
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+def _read_instances(path: Path) -> tuple[dict[int, str], dict[str, set[str]]]:
+    """Return the names of the categories by number, and those of each image file."""
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=_Instances)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        msg = f"{path} is not a COCO instances file: {error}. Replace it by that of the official archive."
+        raise ValueError(msg) from error
+    names = {category.id: category.name for category in content.categories}
+    files = {image.id: image.file_name for image in content.images}
+    unknown_images = {annotation.image_id for annotation in content.annotations} - files.keys()
+    unknown_categories = {annotation.category_id for annotation in content.annotations} - names.keys()
+    wrong = [f"annotations of an unknown image {number}" for number in sorted(unknown_images)]
+    wrong += [f"annotations of an unknown category {number}" for number in sorted(unknown_categories)]
+    wrong += ["several images of one id"] * (len(files) < len(content.images))
+    if wrong:
+        msg = f"{path} has {shortened(wrong)}. Correct it, or replace it by that of the official archive."
+        raise ValueError(msg)
+    labels: dict[str, set[str]] = {file: set() for file in files.values()}
+    for annotation in content.annotations:
+        labels[files[annotation.image_id]].add(names[annotation.category_id])
+    return names, labels
