@@ -116,8 +116,8 @@ def test_weights_of_another_encoder_are_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors.*no such file"):
         load_weights(create_vit(TINY, (32, 32)), tmp_path / "nowhere.safetensors")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        load_weights(create_vit(TINY, (32, 32)), tmp_path)  # a folder
+    with pytest.raises(FileNotFoundError, match="is a folder, name the file in it"):
+        load_weights(create_vit(TINY, (32, 32)), tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

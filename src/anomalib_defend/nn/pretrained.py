@@ -47,7 +47,8 @@ def load_weights(vit: VisionTransformer, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        msg = f"weights={str(path)!r}: no such file (working directory {Path.cwd()})."
+        what = "is a folder, name the file in it" if path.is_dir() else "no such file"
+        msg = f"weights={str(path)!r}: {what} (working directory {Path.cwd()})."
         raise FileNotFoundError(msg)
     try:
         state = read_state_dict(str(path), use_ema=False, weights_only=True)

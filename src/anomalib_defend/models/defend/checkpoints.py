@@ -93,6 +93,11 @@ def read_checkpoint(
     if not zipfile.is_zipfile(path):
         msg = f"{where} is no checkpoint, or only a part of one: give a .ckpt file that a finished epoch has left."
         raise ValueError(msg)
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch reads on, whatever the check sums say
+    if damaged:
+        msg = f"{where} is damaged (the check sum of {damaged} is wrong): take another copy of it, or train anew."
+        raise ValueError(msg)
     try:
         with anomalib_safe_globals(extra=extra_safe_globals):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
@@ -119,14 +124,14 @@ def verify_content(checkpoint: Mapping[str, Any], arguments: Collection[str]) ->
     """
     state = checkpoint["state_dict"]
     if "model.head.prototypes" not in state:
-        msg = "This is not a checkpoint of Defend: train one with `anomalib train --model Defend ...`."
+        msg = "ckpt_path is not a checkpoint of Defend: train one with `anomalib train --model Defend ...`."
         raise ValueError(msg)
     absent = sorted(set(arguments) - checkpoint.get("hyper_parameters", {}).keys())
     if absent:
         raise ValueError(_other_version(checkpoint, f"it lacks {', '.join(absent[:3])}"))
     damaged = not_finite(state)
     if damaged:
-        msg = f"The checkpoint's weights hold NaN or infinity ({', '.join(damaged[:3])}): give another checkpoint."
+        msg = f"The weights in ckpt_path hold NaN or infinity ({', '.join(damaged[:3])}): give another checkpoint."
         raise ValueError(msg)
 
 
@@ -145,7 +150,7 @@ def verify_shapes(checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor]
 
 def _other_version(checkpoint: Mapping[str, Any], difference: str) -> str:
     return (
-        f"The checkpoint does not fit anomalib-defend {__version__} ({difference}); it was written by version "
+        f"ckpt_path does not fit anomalib-defend {__version__} ({difference}); it was written by version "
         f"{checkpoint.get(VERSION_KEY, 'unknown')}: install that one, or train anew."
     )
 
