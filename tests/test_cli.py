@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import anomalib_defend.data  # the bare names, also where the package is not installed
-import anomalib_defend.models  # noqa: F401
+import anomalib_defend.models
+import miniatures
 from anomalib_defend.nn.vit import create_vit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -102,15 +103,72 @@ def test_configurations_run(anomalib, voc, path):
     assert run.model.trained_steps.tolist() == [1, 1] or run.model.hparams.dense_epochs == 0
 
 
+WRITERS = {
+    "SemanticVOC": miniatures.write_voc,
+    "SemanticCOCO": miniatures.write_coco,
+    "SemanticCIFAR10": miniatures.write_cifar10,
+    "SemanticCIFAR100": miniatures.write_cifar100,
+    "SemanticMNIST": miniatures.write_mnist,
+    "SemanticFashionMNIST": miniatures.write_fashion_mnist,
+    "SemanticFolder": miniatures.write_folder,
+}
+STOCK_MODEL = ["--model", "Padim", "--model.backbone", "resnet18"]
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write the miniature data set of a datamodule, and return the arguments for it."""
+
+    def write_data(name):
+        root = WRITERS[name](tmp_path / name)
+        miniatures.trust(monkeypatch, root)
+        return root
+
+    return write_data
+
+
+def test_every_datamodule_has_a_configuration_and_a_miniature():
+    configured = {yaml.safe_load(path.read_text())["class_path"] for path in (CONFIGS / "data").glob("*.yaml")}
+    names = set(anomalib_defend.data.__all__) - {"SemanticDataModule"}
+    assert names == WRITERS.keys()
+    assert configured == {f"anomalib_defend.{name}" for name in names}
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.name)
-def test_data_configurations_run_with_a_stock_model(anomalib, voc, path):
+def test_data_configurations_run_with_a_stock_model(anomalib, write, path):
+    config = yaml.safe_load(path.read_text())
+    arguments = ["--data.init_args.root", write(config["class_path"].rpartition(".")[2])]
+    novel = config["init_args"].get("novel_dataset")
+    if novel:
+        root = write(novel["class_path"].rpartition(".")[2])
+        arguments += ["--data.init_args.novel_dataset.init_args.root", root]
     run = anomalib(
-        "train", "--model", "Padim", "--model.backbone", "resnet18", "--model.pre_trained", "false",
-        "--data", path, "--data.init_args.root", voc, "--data.init_args.num_workers", "0",
-        "--trainer.fast_dev_run", "true", *TRAINER,
+        "train", *STOCK_MODEL, "--model.pre_trained", "false", "--data", path, *arguments,
+        "--data.init_args.num_workers", "0", "--trainer.fast_dev_run", "true", *TRAINER,
     )  # fmt: skip
-    assert run.datamodule.train_data.has_normal
-    assert not run.datamodule.train_data.has_anomalous
+    data = run.datamodule
+    assert data.train_data.has_normal
+    assert not data.train_data.has_anomalous
+    assert data.test_data.has_normal
+    assert data.test_data.has_anomalous
+    assert not set(data.train_data.samples.image_path) & set(data.test_data.samples.image_path)
+
+
+CATEGORIES = {
+    "SemanticVOC": "dog", "SemanticCOCO": "18", "SemanticCIFAR10": "[cat,5]", "SemanticCIFAR100": "people",
+    "SemanticMNIST": "8", "SemanticFashionMNIST": "Sneaker", "SemanticFolder": "dog",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_bare_names_of_datamodules(anomalib, write, name):
+    data = ["--data", name, "--data.root", write(name), "--data.category", CATEGORIES[name], "--data.num_workers", "0"]
+    small = ["--data.max_train_images", "8", "--data.max_test_images", "4"]
+    train = anomalib("train", *STOCK_MODEL, "--model.pre_trained", "false", *data, *small, *TRAINER)
+    assert 0 <= train.engine.trainer.callback_metrics["image_AUROC"] <= 1
+    ckpt = train.engine.best_model_path
+    predict = anomalib("predict", *STOCK_MODEL, "--model.pre_trained", "false", *data, "--ckpt_path", ckpt, *TRAINER)
+    assert predict.datamodule.name == name
 
 
 def test_anomalib_benchmark(anomalib, voc, tmp_path):

@@ -142,6 +142,7 @@ def test_category_is_a_name_for_paths_and_independent_of_order(images: list[Anno
     assert build(images, "dog", setting="leave_one_out").category == "not_dog"
     many = Memory(root="memory", category=[f"category {i}" for i in range(40)])
     assert many.category == "category 0_and_39_more"
+    assert Memory(root="memory", category="ä" * 120).category == "ä" * 50  # bytes are what a file system counts
 
 
 def test_number_of_normal_categories(images: list[AnnotatedImage]) -> None:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 OnError = Literal["raise", "skip"]
 
 _VAL_SPLIT_MODES = (ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST, ValSplitMode.SAME_AS_TEST, ValSplitMode.SYNTHETIC)
-_MAX_CATEGORY_LENGTH = 100  # it becomes a folder name in the result path
+_MAX_CATEGORY_BYTES = 100  # it becomes a folder name in the result path
 
 
 class SemanticDataModule(AnomalibDataModule):
@@ -117,8 +117,10 @@ class SemanticDataModule(AnomalibDataModule):
     def _name_for_paths(self) -> str:
         """Return a name for the result path: each combination of categories and setting has its own."""
         name = "_".join(self.categories)
-        if len(name) > _MAX_CATEGORY_LENGTH:
-            name = f"{self.categories[0]}_and_{len(self.categories) - 1}_more"
+        if len(name.encode()) > _MAX_CATEGORY_BYTES:
+            name = self.categories[0].encode()[:_MAX_CATEGORY_BYTES].decode(errors="ignore")
+            if len(self.categories) > 1:
+                name += f"_and_{len(self.categories) - 1}_more"
         if self.setting == "leave_one_out":
             name = f"not_{name}"
         return name if self.novel_dataset is None else f"{name}_vs_{self.novel_dataset.category}"

@@ -1,4 +1,4 @@
-"""Miniature data sets in the official formats, for the tests of ``data`` and of the configurations."""
+"""Miniature data sets in the official formats."""
 
 import hashlib
 import json
@@ -106,6 +106,64 @@ def write_folder(folder: Path, categories: Sequence[str] = ("cat", "dog", "fox")
             pixels = rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / category / f"{index:02d}.png")
     return folder
+
+
+Labels = dict[str, dict[str, int]]  # image -> category -> flag, 0 for "only difficult objects"
+VOC_CATEGORIES = ("cat", "dog", "person")
+VOC_TRAIN: Labels = {
+    **{f"t0{i}": {"dog": 1} for i in range(8)},
+    "t08": {"dog": 1, "cat": 1},
+    "t09": {"dog": 0, "person": 1},
+    **{f"t{i}": {"cat": 1} for i in range(10, 16)},
+    **{f"t{i}": {"person": 1} for i in range(16, 20)},
+}
+VOC_VAL: Labels = {
+    "v00": {"dog": 1},
+    "v01": {"dog": 0},
+    "v02": {"dog": 1, "cat": 1},
+    "v03": {"cat": 1},
+    "v04": {"cat": 1, "person": 1},
+    "v05": {"person": 1},
+    "v06": {"person": 1},
+    "v07": {},
+}
+
+
+def write_voc(
+    devkit: Path,
+    *,
+    train: Labels | None = None,
+    val: Labels | None = None,
+    segmentation: list[str] | None = None,
+    xml: Labels | None = None,
+    suffix: str = ".jpg",
+    categories: tuple[str, ...] = VOC_CATEGORIES,
+) -> Path:
+    """Write Main lists and images of ``train`` and ``val``, and images with XML annotations of ``xml``."""
+    train, val, xml = VOC_TRAIN if train is None else train, VOC_VAL if val is None else val, xml or {}
+    main, images, annotations = devkit / "ImageSets" / "Main", devkit / "JPEGImages", devkit / "Annotations"
+    main.mkdir(parents=True)
+    images.mkdir()
+    for name, labels in (("train", train), ("val", val), ("trainval", {**train, **val})):
+        (main / f"{name}.txt").write_text("".join(f"{image}\n" for image in labels))
+        for category in categories:
+            lines = [f"{image} {flags.get(category, -1):2d}\n" for image, flags in labels.items()]
+            (main / f"{category}_{name}.txt").write_text("".join(lines))
+    if segmentation is not None:
+        (devkit / "ImageSets" / "Segmentation").mkdir()
+        (devkit / "ImageSets" / "Segmentation" / "val.txt").write_text("\n".join(segmentation) + "\n")
+    for image, flags in xml.items():
+        annotations.mkdir(exist_ok=True)
+        objects = "".join(
+            f"<object><name>{name}</name><truncated>1</truncated><difficult>{1 - flag}</difficult>"
+            "<part><name>head</name></part></object>"
+            for name, flag in flags.items()
+        )
+        (annotations / f"{image}.xml").write_text(f"<annotation><filename>{image}.jpg</filename>{objects}</annotation>")
+    rng = np.random.default_rng(0)
+    for image in {**train, **val, **xml}:
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(images / f"{image}{suffix}")
+    return devkit
 
 
 COCO_CATEGORIES = {1: "person", 18: "dog", 77: "cell phone", 90: "toothbrush"}  # 90 has no annotation
