@@ -1,4 +1,4 @@
-"""Two processes train both stages and agree."""
+"""Two processes train both stages and agree; resumed, they end where they would have."""
 
 import os
 import socket
@@ -13,46 +13,63 @@ import anomalib_defend
 SCRIPT = """
 import os, sys, torch
 torch.set_num_threads(1)
+from anomalib.callbacks import ModelCheckpoint
 from anomalib.engine import Engine
 from anomalib_defend import Defend, SemanticVOC
 import anomalib_defend.nn.prototypes as prototypes
 
 prototypes.HIDDEN_DIM = 32
-voc, out, strategy, dense_epochs = sys.argv[1:]
+voc, out, strategy, dense_epochs, ckpt_path = sys.argv[1:]
 model = Defend("vit_digits_patch8_96", pre_trained=False, image_size=32, dense_epochs=int(dense_epochs),
-               distill_epochs=2, student_lr=1e-3, visualizer=False)
+               distill_epochs=2, student_lr=1e-3, visualizer=False, seed=0)
 data = SemanticVOC(voc, category="dog", train_batch_size=4, eval_batch_size=4, num_workers=0)
 engine = Engine(default_root_dir=out, accelerator="cpu", devices=2, strategy=strategy,
-                enable_progress_bar=False, logger=False)
-engine.fit(model, datamodule=data)
+                enable_progress_bar=False, logger=False,
+                callbacks=[ModelCheckpoint(dirpath=out + "/every", filename="{epoch}", save_top_k=-1)])
+engine.fit(model, datamodule=data, ckpt_path=ckpt_path or None)
 state = {name: value.cpu() for name, value in model.state_dict().items()}
 state["val_score"] = engine.trainer.callback_metrics["val_score"]
 torch.save(state, f"{out}/rank{engine.trainer.global_rank}.pt")
 """
 
 
+@pytest.fixture
+def train(voc, tmp_path):
+    """Train with two processes; returns what each of them has in the end."""
+
+    def _train(strategy, dense_epochs, ckpt_path=""):
+        script = tmp_path / "train.py"
+        script.write_text(SCRIPT)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        source = os.path.dirname(os.path.dirname(anomalib_defend.__file__))  # noqa: PTH120
+        environment = {**os.environ, "PYTHONPATH": source, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(
+            [sys.executable, script, voc, tmp_path, strategy, str(dense_epochs), str(ckpt_path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    return _train
+
+
+def differing(first, second):
+    return [name for name in first if not torch.allclose(first[name], second[name], rtol=0, atol=0, equal_nan=True)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "dense_epochs"), [("ddp_find_unused_parameters_true", 1), ("ddp", 0)])
-def test_two_processes_agree(voc, tmp_path, strategy, dense_epochs):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    source = os.path.dirname(os.path.dirname(anomalib_defend.__file__))  # noqa: PTH120
-    environment = {**os.environ, "PYTHONPATH": source, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, script, voc, tmp_path, strategy, str(dense_epochs)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+def test_two_processes_agree_and_resume(train, tmp_path, strategy, dense_epochs):
+    first, second = train(strategy, dense_epochs)
     # 9 training images make 2 batches of 4 on each rank
     assert first["trained_steps"].tolist() == [2 * dense_epochs, 4]
-    differ = [name for name in first if not torch.allclose(first[name], second[name], rtol=0, atol=0, equal_nan=True)]
-    assert not differ
+    assert not differing(first, second)
     assert first["post_processor._image_threshold"].isfinite()
+    resumed, _ = train(strategy, dense_epochs, tmp_path / "every" / "epoch=0.ckpt")
+    assert not differing(first, resumed)

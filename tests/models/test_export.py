@@ -118,3 +118,27 @@ def test_openvino_on_fifty_photographs(shared, make_engine, tmp_path):
     # docs/measurements.md has 200 photographs on a trained one, test_defend_on_digits.py holds the limit of 1e-2
     assert rows["default hint"]["max_difference"] < 2e-2
     assert rows["default hint"]["rank_correlation"] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("export", "library"),
+    [("to_torch", "torch.save"), pytest.param("to_openvino", "openvino.save_model", marks=pytest.mark.slow)],
+)
+def test_a_failed_export_leaves_the_old_one(trained, tmp_path, monkeypatch, export, library):
+    model, _ = trained
+
+    def contents():
+        return {path: path.read_bytes() for path in (tmp_path / "exports").rglob("*") if path.is_file()}
+
+    def fail(*args, **kwargs):
+        (path,) = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, str | Path)]
+        Path(path).write_bytes(b"half a model")
+        raise OSError("no space left")
+
+    path = getattr(model, export)(tmp_path / "exports")
+    before = contents()
+    assert path in before
+    monkeypatch.setattr(library, fail)
+    with pytest.raises(OSError, match="no space left"):
+        getattr(model, export)(tmp_path / "exports")
+    assert contents() == before

@@ -68,3 +68,10 @@ def test_a_seed_that_was_drawn_repeats_the_run(make_model, make_data, make_engin
     again, engine = make_model(seed=saved), make_engine()
     engine.fit(again, datamodule=make_data())
     assert not differing(model.state_dict(), again.state_dict())
+
+
+def test_data_without_a_seed_are_warned_about(make_model, make_engine, voc, caplog):
+    for seed in (0, None):
+        data = SemanticVOC(voc, category="dog", train_batch_size=4, num_workers=0, seed=seed)
+        make_engine(fast_dev_run=True).fit(make_model(), datamodule=data)
+        assert ("give the datamodule a seed" in caplog.text) is (seed is None)

@@ -1,14 +1,19 @@
-"""Post-training quantisation that keeps the scores of a ViT teacher and student."""
+"""Exports that appear complete or not at all, and quantisation that keeps the scores of a ViT teacher and student."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anomalib.data import AnomalibDataModule
     from openvino import Model
 
@@ -21,6 +26,18 @@ FLOAT_OPERATIONS = [
     "Add", "Subtract", "Multiply", "Divide", "Power", "Sqrt", "MVN", "NormalizeL2", "ReduceMean", "ReduceSum",
     "ReduceL2", "Interpolate", "TopK", "SquaredDifference",
 ]  # fmt: skip
+
+
+@contextmanager
+def complete_export(root: Path) -> Iterator[Path]:
+    """A folder to export into; its files move to ``root`` when the export is complete, a failed one changes nothing."""
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
+        yield Path(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            target = root / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
 
 
 def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Model:

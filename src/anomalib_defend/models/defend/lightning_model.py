@@ -31,7 +31,7 @@ from anomalib_defend.pre_processing import ResizeNormalize
 
 from .arguments import as_pair, check_ranges
 from .checkpoints import VERSION_KEY, AtomicCheckpointIO, LastEpoch, read_checkpoint, verify_content, verify_shapes
-from .export import quantize
+from .export import complete_export, quantize
 from .guard import LossGuard, check_scores, not_finite
 from .loss import DistillLoss, FeatureNorm
 from .seeds import seed_epoch
@@ -218,6 +218,8 @@ class Defend(AnomalibModule):
         self.stage_epochs = plan_stages(self.trainer, self.hparams.dense_epochs, self.hparams.distill_epochs)
         if self.trainer.ckpt_path is None:
             self._load_teacher()
+        if self.hparams.seed is not None and getattr(self.trainer.datamodule, "seed", 0) is None:
+            logger.warning("The data's own random splits differ from run to run: give the datamodule a seed, too.")
         self._seed_epoch(self._first_epoch)  # here, because the data loader may start before the epoch does
 
     def _load_teacher(self) -> None:
@@ -435,18 +437,25 @@ class Defend(AnomalibModule):
     def _default(cls, argument: str) -> Any:
         return inspect.signature(cls).parameters[argument].default
 
-    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+    def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does; a model without trained student is refused."""
         self._require_student("export")
         self.eval()
-        return super().to_torch(*args, **kwargs)
+        with complete_export(Path(export_root)) as folder:
+            return Path(export_root) / super().to_torch(folder, *args, **kwargs).relative_to(folder)
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does (for OpenVINO, too); a model without trained student is refused."""
+    def to_onnx(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does; a model without trained student is refused."""
         self._require_student("export")
         kwargs.setdefault("opset_version", ONNX_OPSET)
-        path = super().to_onnx(*args, **kwargs)
+        with complete_export(Path(export_root)) as folder:
+            path = Path(export_root) / super().to_onnx(folder, *args, **kwargs).relative_to(folder)
         gc.collect()  # torch.export leaves a subclass of this class's name behind, with which bare names are ambiguous
         return path
+
+    def to_openvino(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
+        """Export as anomalib does; a model without trained student is refused."""
+        with complete_export(Path(export_root)) as folder:
+            return Path(export_root) / super().to_openvino(folder, *args, **kwargs).relative_to(folder)
 
     _post_training_quantization_ov = staticmethod(quantize)
