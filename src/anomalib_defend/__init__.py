@@ -5,11 +5,11 @@ whatever else it shows.
 
 Reading order, along the path that an image takes:
 
-1. ``data.protocol`` (categories + setting -> normal / novel), ``data.semantic`` (the datamodule), then one file per format
+1. ``data.protocol`` (categories + setting -> normal / novel), ``data.semantic`` (the datamodule), one file per format
 2. ``pre_processing`` (resize and normalise, the same numbers in training, on the command line and after export)
 3. ``nn.vit`` (patch tokens, attention of a timm ViT), ``nn.crops``, ``nn.sinkhorn``, ``nn.prototypes``, ``nn.masking``
 4. ``models.defend.torch_model``, ``models.defend.loss`` (the two stages), ``nn.score`` (patch distance -> score, map)
-5. ``models.defend.lightning_model`` (optimisers, epochs, checkpoints)
+5. ``models.defend.lightning_model`` (optimisers, epochs, checkpoints); ``models.dn2``, the nearest-neighbour yardstick
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import Defend
+    from anomalib_defend.models import DN2, Defend
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "DN2": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
@@ -42,6 +43,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "DN2",
     "Defend",
     "SemanticCIFAR10",
     "SemanticCIFAR100",

@@ -3,7 +3,8 @@
 from anomalib_defend._autoload import register_models
 
 from .defend import Defend
+from .dn2 import DN2
 
-__all__ = ["Defend"]
+__all__ = ["DN2", "Defend"]
 
 register_models()
