@@ -111,14 +111,40 @@ def test_stage_2_keeps_no_optimizer_state_of_stage_1(make_model, make_data, make
     assert stage_2 <= student
 
 
-def test_validation_comes_back_after_an_error_in_stage_1(make_model, make_data, make_engine):
-    class Fail(Callback):
+def test_an_engine_trains_and_validates_after_an_error_in_stage_1(make_model, make_data, make_engine):
+    class FailOnce(Callback):
+        failed = False
+
         def on_train_batch_end(self, *args):
-            raise KeyError
+            if not self.failed:
+                self.failed = True
+                raise KeyError
 
     stopping = EarlyStopping(monitor="val_score")
-    engine = make_engine(callbacks=[Fail(), stopping], limit_val_batches=1)
+    engine = make_engine(callbacks=[FailOnce(), stopping], limit_val_batches=1)
     with pytest.raises(KeyError):
         engine.fit(make_model(), datamodule=make_data())
     assert engine.trainer.limit_val_batches == 1
     assert stopping in engine.trainer.callbacks
+    model = make_model()
+    engine.fit(model, datamodule=make_data())
+    assert model.trained_steps.tolist() == [3, 6]
+    assert "val_score" in engine.trainer.callback_metrics
+
+
+def test_a_checkpoint_of_the_weights_alone_is_not_resumed(make_model, make_data, make_engine, tmp_path):
+    weights_only = ModelCheckpoint(dirpath=tmp_path / "weights", save_weights_only=True)
+    engine = make_engine(callbacks=[weights_only])
+    engine.fit(make_model(), datamodule=make_data())
+    with pytest.raises(ValueError, match="saved with save_weights_only: it can be tested"):
+        make_engine().fit(make_model(), datamodule=make_data(), ckpt_path=weights_only.best_model_path)
+    make_engine().test(make_model(), datamodule=make_data(), ckpt_path=weights_only.best_model_path)
+
+
+def test_train_with_a_checkpoint_says_that_the_old_weights_are_tested(
+    make_model, make_data, make_engine, every_epoch, tmp_path, caplog
+):
+    make_engine(callbacks=[every_epoch]).fit(make_model(), datamodule=make_data())
+    assert "are replaced by those of ckpt_path" not in caplog.text
+    make_engine().train(make_model(), datamodule=make_data(), ckpt_path=tmp_path / "every" / "epoch=1.ckpt")
+    assert "are replaced by those of ckpt_path" in caplog.text

@@ -22,6 +22,8 @@ from .guard import not_finite
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from torch import nn
+
 logger = logging.getLogger(__name__)
 
 VERSION_KEY = "anomalib_defend_version"
@@ -133,6 +135,20 @@ def verify_content(checkpoint: Mapping[str, Any], arguments: Collection[str]) ->
     if damaged:
         msg = f"The weights in ckpt_path hold NaN or infinity ({', '.join(damaged[:3])}): give another checkpoint."
         raise ValueError(msg)
+
+
+def verify_components(checkpoint: Mapping[str, Any], components: Mapping[str, nn.Module]) -> None:
+    """Check that pre- and post-processor are of the kind that the checkpoint holds the settings of.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for key, component in components.items():
+        config: dict[str, Any] = getattr(component, "checkpoint_config", dict)()
+        if checkpoint.get(key, config).keys() != config.keys():
+            name = type(component).__name__
+            msg = f"ckpt_path was trained with another component than {name}: give Defend the same one ({key})."
+            raise ValueError(msg)
 
 
 def verify_shapes(checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:

@@ -86,6 +86,18 @@ def check_scores(scores: Tensor, batch: Batch) -> None:
         raise ValueError(msg)
 
 
+def check_weights(state: Mapping[str, Tensor]) -> None:
+    """Refuse to save weights that are not finite.
+
+    Raises:
+        FloatingPointError: If one is NaN or infinite; names the tensors.
+    """
+    damaged = not_finite(state)
+    if damaged:
+        msg = f"Weights became NaN or infinite ({', '.join(damaged[:3])}), nothing is saved: lower the learning rates."
+        raise FloatingPointError(msg)
+
+
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the networks' weights (``model.*``) that hold NaN or infinity."""
     weights = {name: value for name, value in state.items() if name.startswith("model.") and value.is_floating_point()}

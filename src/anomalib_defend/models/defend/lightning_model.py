@@ -20,7 +20,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from anomalib_defend import __version__
@@ -30,12 +29,20 @@ from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor
 from anomalib_defend.pre_processing import ResizeNormalize
 
 from .arguments import as_pair, check_ranges
-from .checkpoints import VERSION_KEY, AtomicCheckpointIO, LastEpoch, read_checkpoint, verify_content, verify_shapes
+from .checkpoints import (
+    VERSION_KEY,
+    AtomicCheckpointIO,
+    LastEpoch,
+    read_checkpoint,
+    verify_components,
+    verify_content,
+    verify_shapes,
+)
 from .export import complete_export, quantize
-from .guard import LossGuard, check_scores, not_finite
+from .guard import LossGuard, check_scores, check_weights
 from .loss import DistillLoss, FeatureNorm
 from .seeds import seed_epoch
-from .stages import StageSwitch, plan_stages
+from .stages import StageSwitch, make_optimizer, plan_stages
 from .torch_model import DefendModel, Masking
 
 logger = logging.getLogger(__name__)
@@ -248,18 +255,8 @@ class Defend(AnomalibModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW with a group for each stage and part: parameters without gradient are left as they are."""
-        hparams, student = self.hparams, nn.ModuleList([self.model.student, self.model.student_heads])
-        groups = [
-            {**group, "lr": hparams.student_lr, "betas": (0.9, 0.95)}
-            for group in param_groups_weight_decay(student, weight_decay=0.05)
-        ]
-        if hparams.dense_epochs:
-            blocks = [parameter for parameter in self.model.teacher.parameters() if parameter.requires_grad]
-            groups += [
-                {"params": blocks, "lr": hparams.dense_lr, "weight_decay": 1e-2},
-                {"params": list(self.model.head.parameters()), "lr": hparams.head_lr, "weight_decay": 1e-2},
-            ]
-        return torch.optim.AdamW(groups)
+        rates = {name: self.hparams[name] for name in ("dense_lr", "head_lr", "student_lr")}
+        return make_optimizer(self.model, **rates)
 
     @property
     def in_dense_stage(self) -> bool:
@@ -379,11 +376,7 @@ class Defend(AnomalibModule):
             FloatingPointError: If the last loss or a weight is NaN or infinite: a good checkpoint is never replaced.
         """
         self._guard.check()
-        damaged = not_finite(checkpoint["state_dict"])
-        if damaged:
-            names = ", ".join(damaged[:3])
-            msg = f"Weights became NaN or infinite ({names}): lower the learning rates. Nothing is saved."
-            raise FloatingPointError(msg)
+        check_weights(checkpoint["state_dict"])
         super().on_save_checkpoint(checkpoint)
         checkpoint[VERSION_KEY] = __version__
         if self._seed is not None:
@@ -396,30 +389,34 @@ class Defend(AnomalibModule):
             ValueError: If the checkpoint is of another model or version, or its weights hold NaN or infinity.
         """
         verify_content(checkpoint, ARCHITECTURE)
-        saved, prototypes = checkpoint["hyper_parameters"], checkpoint["state_dict"]["model.head.prototypes"]
-        for key, component in self._checkpointable_components().items():
-            config: dict[str, Any] = getattr(component, "checkpoint_config", dict)()
-            if checkpoint.get(key, config).keys() != config.keys():
-                name = type(component).__name__
-                msg = (
-                    f"The checkpoint was trained with another component than {name}: give Defend the same one ({key})."
-                )
-                raise ValueError(msg)
-        resumed = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if resumed and self.hparams.distill_epochs != self._default("distill_epochs"):
-            saved = {**saved, "distill_epochs": self.hparams.distill_epochs}  # the run may go on for longer
-        if resumed:
-            logger.info("Resuming with the checkpoint's arguments and distill_epochs=%d.", saved["distill_epochs"])
-            # where Lightning goes on: the epoch of the checkpoint, unless it was saved after that epoch's end
-            self._first_epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            if saved["seed"] is not None:
-                self._seed_run(saved["seed"])
+        verify_components(checkpoint, self._checkpointable_components())
+        saved, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            saved = self._resume(checkpoint)
+        elif self.trained_steps.sum() > state["trained_steps"].sum():
+            logger.warning("The weights trained so far are replaced by those of ckpt_path, which has had fewer steps.")
         changed = {name: value for name, value in saved.items() if self.hparams.get(name) != value}
         self.hparams.update(changed)
-        if changed or len(prototypes) != len(self.model.head.prototypes):
-            self.model = self._build_model(len(prototypes))
+        num_prototypes = len(state["model.head.prototypes"])
+        if changed or num_prototypes != len(self.model.head.prototypes):
+            self.model = self._build_model(num_prototypes)
         verify_shapes(checkpoint, self.state_dict())
         super().on_load_checkpoint(checkpoint)
+
+    def _resume(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Take up seed and epoch of a run; returns its arguments, of which ``distill_epochs`` may be another now."""
+        if "optimizer_states" not in checkpoint:
+            msg = "ckpt_path was saved with save_weights_only: it can be tested, but no training goes on from it."
+            raise ValueError(msg)
+        # where Lightning goes on: in the epoch of the checkpoint, unless it was saved after that epoch's end
+        self._first_epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        saved = {"seed": None, **checkpoint["hyper_parameters"]}
+        if saved["seed"] is not None:
+            self._seed_run(saved["seed"])
+        if self.hparams.distill_epochs != self._default("distill_epochs"):
+            saved["distill_epochs"] = self.hparams.distill_epochs
+        logger.info("Resuming with the checkpoint's arguments and distill_epochs=%d.", saved["distill_epochs"])
+        return saved
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Defend:

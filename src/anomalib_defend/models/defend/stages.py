@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies import DDPStrategy
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import AdamW
 
 from .arguments import plan_epochs
 
 if TYPE_CHECKING:
     from .lightning_model import Defend
+    from .torch_model import DefendModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,21 @@ def plan_stages(trainer: Trainer, dense: int, distill: int) -> tuple[int, int]:
         )
         raise ValueError(msg)
     return dense, distill
+
+
+def make_optimizer(model: DefendModel, dense_lr: float, head_lr: float, student_lr: float) -> AdamW:
+    """One AdamW with a group for each stage and part: parameters without gradient are left as they are."""
+    groups = [
+        {**group, "lr": student_lr, "betas": (0.9, 0.95)}
+        for group in param_groups_weight_decay(nn.ModuleList([model.student, model.student_heads]), weight_decay=0.05)
+    ]
+    blocks = [parameter for parameter in model.teacher.parameters() if parameter.requires_grad]
+    if blocks:  # there is a stage 1
+        groups += [
+            {"params": blocks, "lr": dense_lr, "weight_decay": 1e-2},
+            {"params": list(model.head.parameters()), "lr": head_lr, "weight_decay": 1e-2},
+        ]
+    return AdamW(groups)
 
 
 class StageSwitch(Callback):
