@@ -59,7 +59,7 @@ class LossGuard:
             return
         images = not_finite_images(last.batch)
         if images:
-            what = f"{', '.join(images)} holds NaN or infinite pixels, seen in {last.where} ({last.term}): remove it"
+            what = f"NaN or infinite pixels in {', '.join(images)}, seen in {last.where} ({last.term})"
         else:
             what = f"{last.term} is {last.value.item()} in {last.where}: {last.advice}"
         msg = f"{what}. The training stops here; the checkpoint of the last finished epoch is left as it was."
@@ -81,7 +81,7 @@ def check_scores(scores: Tensor, batch: Batch) -> None:
     """
     if not scores.isfinite().all():
         images = not_finite_images(batch)
-        cause = f"{', '.join(images)} holds NaN or infinite pixels" if images else "the model's weights are damaged"
+        cause = f"NaN or infinite pixels in {', '.join(images)}" if images else "the model's weights are damaged"
         msg = f"An image's score is not finite: {cause}."
         raise ValueError(msg)
 
