@@ -1,6 +1,8 @@
 # From a bare clone, with Python 3.10 to 3.13 and make:
 #   make quickstart   trains, tests and exports Defend on the embedded example
-#   make test         runs the checks and the tests
+#   make test         runs the checks and the tests, with the newest dependencies that pyproject.toml allows
+#   make test-lowest  runs the tests with the lowest ones (constraints/lowest.txt)
+#   make audit        looks the installed packages up among the known vulnerabilities
 #
 # Another interpreter:            make test PYTHON=python3.12
 # torch's builds without CUDA:    make test PIP_ARGS="--extra-index-url <its index for the CPU>"
@@ -10,24 +12,26 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
+LOWEST := .venv-lowest
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 RUN := quickstart
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test test-lowest lint audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 # Installing: a stamp file for each set of extras, so that it is done once, and again when pyproject.toml changes.
 
-$(BIN)/python:
+$(addsuffix /bin/python,$(VENV) $(LOWEST) $(AUDIT)):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || { \
 	    echo "anomalib-defend needs Python 3.10 to 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true)."; \
 	    echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@:/bin/python=)
 
 $(VENV)/.installed-quickstart: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[openvino]'
@@ -36,6 +40,14 @@ $(VENV)/.installed-quickstart: pyproject.toml src/anomalib_defend_autoload.pth |
 $(VENV)/.installed-dev: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[openvino,dev]'
 	@touch $@ $(VENV)/.installed-quickstart
+
+$(LOWEST)/.installed: pyproject.toml constraints/lowest.txt src/anomalib_defend_autoload.pth | $(LOWEST)/bin/python
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+	    --constraint constraints/lowest.txt --editable '.[openvino,dev]'
+	@touch $@
+
+$(AUDIT)/bin/pip-audit: | $(AUDIT)/bin/python
+	$(AUDIT)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) pip-audit
 
 # What the README shows: anomalib's own command line.
 
@@ -53,10 +65,17 @@ quickstart: $(VENV)/.installed-quickstart
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
+
+audit: $(VENV)/.installed-dev $(AUDIT)/bin/pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable > $(AUDIT)/requirements.txt
+	$(AUDIT)/bin/python .ci/audit.py $(AUDIT)/requirements.txt
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(RUN) build dist results .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) $(RUN) build dist results .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -93,10 +93,11 @@ def make_engine(folder: Path, *callbacks: Callback) -> Engine:
 def train(folder: Path, images: int, *callbacks: Callback, heat_maps: bool = False) -> Defend:
     """Train a small model on ``images`` images in each stage."""
     epochs, per_epoch = max(1, images // EPOCH), min(images, EPOCH)
-    write_images(folder / "train" / "normal", per_epoch + BATCH)
+    for name, count in (("normal", per_epoch), ("validation", BATCH)):
+        write_images(folder / "train" / name, count)
     data = Folder(
-        "generated", root=folder / "train", normal_dir="normal", num_workers=0, train_batch_size=BATCH,
-        val_split_mode="from_train", val_split_ratio=BATCH / (per_epoch + BATCH), seed=0,
+        "generated", root=folder / "train", normal_dir="normal", normal_test_dir="validation",
+        val_split_mode="same_as_test", train_batch_size=BATCH, num_workers=0,
     )  # fmt: skip
     model = Defend(
         "vit_digits_patch8_96", dense_epochs=epochs, distill_epochs=epochs, student_lr=1e-3, seed=0,

@@ -1,0 +1,42 @@
+"""The constraints file names the floors of pyproject.toml, and they are what is installed where it was used."""
+
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+
+
+def floors():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = map(Requirement, project["dependencies"] + project["optional-dependencies"]["openvino"])
+    return {r.name: Version(s.version) for r in requirements for s in r.specifier if s.operator == ">="}
+
+
+def lowest():
+    """Requirements of this interpreter."""
+    lines = [re.sub(" *#.*", "", line) for line in (ROOT / "constraints" / "lowest.txt").read_text().splitlines()]
+    requirements = [Requirement(line) for line in lines if line]
+    assert {str(r.specifier)[:2] for r in requirements} == {"=="}
+    return {r.name: Version(str(r.specifier)[2:]) for r in requirements if r.marker is None or r.marker.evaluate()}
+
+
+def test_constraints_are_the_floors():
+    if sys.version_info >= (3, 13):
+        pytest.skip("some floors have no wheels for this interpreter")
+    assert lowest() == floors()
+
+
+@pytest.mark.skipif(".venv-lowest" not in sys.prefix, reason="not the environment of `make test-lowest`")
+def test_the_lowest_versions_are_installed():
+    assert {name: Version(version(name)) for name in lowest()} == lowest()
