@@ -16,6 +16,7 @@ FILES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.r
 TENSORS = {"torch", "torchvision", "timm", "einops", "safetensors", "huggingface_hub"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 DRIVERS = ("benchmark", "example")
+TRAINING = {"lightning_model.py", "stages.py", "checkpoints.py"}  # the part of a model that sees Lightning
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -55,7 +56,7 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
     if within(name, *own(*DRIVERS)):  # the benchmark runs on the example too
         return part in DRIVERS and (within(name, *own(part)) or part == "benchmark")
     if top in LIGHTNING:
-        return Path(path).name == "lightning_model.py" or part in {"pre_processing", "post_processing", *DRIVERS}
+        return Path(path).name in TRAINING or part in {"pre_processing", "post_processing", *DRIVERS}
     if part == "data":
         return not within(name, *own("models", "nn"), "anomalib.models")
     if part == "models":

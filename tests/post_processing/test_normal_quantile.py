@@ -342,3 +342,11 @@ def test_a_checkpoint_brings_options_and_statistics_back():
 def test_a_rate_out_of_range_is_refused(target_fpr):
     with pytest.raises(ValueError, match="target_fpr="):
         NormalQuantilePostProcessor(target_fpr)
+
+
+@pytest.mark.parametrize("sensitivity", [0.5, 0.7])
+def test_a_score_that_is_no_number_is_novel(sensitivity: float) -> None:
+    processor = NormalQuantilePostProcessor(image_sensitivity=sensitivity)
+    processor._set_statistics("image", torch.tensor(1.0), torch.tensor(0.5))
+    labels = processor(InferenceBatch(pred_score=torch.tensor([0.1, float("nan"), 9.0]))).pred_label
+    assert labels.tolist() == [False, True, True]

@@ -152,8 +152,8 @@ class NormalQuantilePostProcessor(PostProcessor):
         sensitivity = self.image_sensitivity if level == "image" else self.pixel_sensitivity
         threshold = self.image_threshold if level == "image" else self.pixel_threshold
         if sensitivity == 0.5:
-            return values > threshold
-        return self._scale(values, level) > 1 - sensitivity
+            return (values > threshold) | values.isnan()  # no number is no reason to trust an image
+        return (self._scale(values, level) > 1 - sensitivity) | values.isnan()
 
     def _scale(self, values: Tensor | None, level: str) -> Tensor | None:
         if values is None:
