@@ -1,16 +1,28 @@
 """The file that holds what the teacher makes of each training image, and its part in a training."""
 
+import logging
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
+from torchvision.transforms import v2
 
-from anomalib_defend.models.defend import teacher_cache
-from anomalib_defend.models.defend.teacher_cache import CacheLayout, TeacherCache, choose_place, fingerprint, reserve
-from anomalib_defend.models.defend.torch_model import TeacherOutput
+from anomalib_defend.models.defend import teacher_cache, torch_model
+from anomalib_defend.models.defend.teacher_cache import (
+    CacheLayout,
+    TeacherCache,
+    TeacherOutput,
+    choose_place,
+    fingerprint,
+    reserve,
+)
 
 PATHS = [f"{index}.png" for index in range(5)]
 CPU = torch.device("cpu")
+EPOCHS = {"dense_epochs": 1, "distill_epochs": 3}
+IMAGES = 9  # for training, in 3 batches
 
 
 @pytest.fixture
@@ -81,7 +93,7 @@ def test_a_file_of_another_size_is_refused(make):
 
 @pytest.mark.parametrize(("attention", "row"), [(True, 2 * 196 * 768 * 5 + 4 * 196), (False, 2 * 196 * 768 * 5)])
 def test_the_size_is_that_of_what_is_used(attention, row):
-    layout = CacheLayout(64_000, 5, 196, 768, attention)
+    layout = CacheLayout(64_000, 5, 196, 768, attention, torch.float16)
     assert layout.bytes == 64_000 * row
     assert str(layout) == "64000 images x 1.5 MB (float16) = 96." + ("4" if attention else "3") + " GB"
 
@@ -157,3 +169,190 @@ def test_whatever_changes_the_features_changes_the_key(tmp_path):
     os.utime(files[0], (2, 2))
     others.append(key())
     assert len({same, *others}) == len(others) + 1
+
+
+# ------------------------------------------------------------------------------------------------------ in a training
+
+
+class Record(Callback):
+    """Records losses and drawn files, and stops a training like a signal does."""
+
+    def __init__(self, stop_in_epoch=None):
+        self.losses, self.names, self.stop_in_epoch = [], [], stop_in_epoch
+
+    def on_train_batch_start(self, trainer, *_args):
+        self.names += [file.name for file in teacher_cache.RAM.glob("anomalib-defend-*")]
+        if trainer.current_epoch == self.stop_in_epoch:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_args):
+        self.losses.append(outputs["loss"].item())
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Numbers of images that the teacher computes for the student's training from now on."""
+    counts, teacher_output = [], torch_model.DefendModel.teacher_output
+
+    def counted(self, images, guide=False):
+        if guide:
+            counts.append(len(images))
+        return teacher_output(self, images, guide)
+
+    monkeypatch.setattr(torch_model.DefendModel, "teacher_output", counted)
+    return counts
+
+
+@pytest.fixture
+def fit(make_model, make_data, make_engine):
+    def _fit(place="auto", ckpt_path=None, data=None, trainer=None, stop_in_epoch=None, **options):
+        model, record = make_model(**{**EPOCHS, "teacher_cache": place, **options}), Record(stop_in_epoch)
+        engine = make_engine(callbacks=[record], **(trainer or {}))
+        if stop_in_epoch is None:
+            engine.fit(model, datamodule=make_data(**(data or {})), ckpt_path=ckpt_path)
+        else:
+            with pytest.raises(SystemExit):
+                engine.fit(model, datamodule=make_data(**(data or {})), ckpt_path=ckpt_path)
+        assert model.teacher_cache is None
+        return model, record
+
+    return _fit
+
+
+def files(tmp_path):
+    return [path.name for path in (tmp_path / "results").rglob("teacher_cache/*")]
+
+
+def assert_same_weights(first, second, tolerance=0.0):
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(value, second.model.state_dict()[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("place", ["ram", "disk"])
+@pytest.mark.parametrize(("num_workers", "options"), [(2, {}), (0, {"masking": "none", "distill_layers": 2})])
+def test_a_float32_cache_changes_nothing_but_the_number_of_teacher_passes(
+    fit, computed, monkeypatch, tmp_path, place, num_workers, options
+):
+    monkeypatch.setattr(torch_model, "CACHE_DTYPE", torch.float32)
+    data = {"num_workers": num_workers}
+    plain, expected = fit("off", data=data, **options)
+    without = sum(computed)
+    computed.clear()
+    model, record = fit(place, data=data, **options)
+    if not options:  # guided
+        assert without == 3 * IMAGES
+        assert computed == [4, 4, 1]
+    torch.testing.assert_close(record.losses, expected.losses, rtol=1e-5, atol=1e-7)
+    assert_same_weights(model, plain, 1e-5)
+    assert not record.names  # in RAM, it has no name
+    assert not files(tmp_path)  # on disk, it is removed at the end
+
+
+def test_half_precision_changes_losses_by_little_and_repeats_bit_for_bit(fit):
+    _, plain = fit("off")
+    model, record = fit("ram")
+    torch.testing.assert_close(record.losses, plain.losses, rtol=1e-4, atol=0)
+    assert record.losses != plain.losses
+    again, repeated = fit("ram")
+    assert repeated.losses == record.losses
+    assert_same_weights(again, model)
+
+
+def test_an_interrupted_run_leaves_its_cache_on_disk_to_the_resumed_one(fit, computed, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    whole, _ = fit("disk")
+    computed.clear()
+    fit("disk", stop_in_epoch=2)
+    assert sum(computed) == IMAGES
+    (name,) = files(tmp_path)
+    assert name.endswith(".features")
+    (ckpt_path,) = Path(tmp_path / "results").glob("**/v1/**/*.ckpt")
+    computed.clear()
+    caplog.clear()
+    model, _ = fit("disk", ckpt_path=ckpt_path)
+    assert not computed
+    assert f"{name} is complete" in caplog.text
+    assert_same_weights(model, whole)
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["ram", "disk", "off"])
+def test_what_a_resumed_run_computes_anew_is_what_was_stored(fit, tmp_path, place):
+    whole, _ = fit("ram")
+    fit("ram", stop_in_epoch=3)
+    (ckpt_path,) = Path(tmp_path / "results").glob("**/v1/**/*.ckpt")
+    saved = torch.load(ckpt_path, weights_only=True)["hyper_parameters"]
+    assert "teacher_cache" not in saved  # where there is room is a matter of the machine
+    model, _ = fit(place, ckpt_path=ckpt_path)
+    assert_same_weights(model, whole, 1e-3 if place == "off" else 0)
+
+
+def test_a_cache_that_was_being_filled_is_filled_anew(fit, monkeypatch, tmp_path):
+    whole, _ = fit("disk")
+    write = TeacherCache.write
+
+    def stop(self, start, output):
+        write(self, start, output)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(TeacherCache, "write", stop)
+        with pytest.raises(SystemExit):
+            fit("disk")
+    (part,) = (tmp_path / "results").rglob("teacher_cache/*")
+    assert part.suffix == ".part"
+    part.write_bytes(b"\x7f" * part.stat().st_size)
+    model, _ = fit("disk")
+    assert_same_weights(model, whole)
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"place": "off"}, 'teacher_cache="off"'),
+        (
+            {"data": {"train_augmentations": v2.Compose([v2.RGB(), v2.RandomHorizontalFlip()])}},
+            "augmented by RandomHor",
+        ),
+        ({"data": {"train_augmentations": v2.Compose([v2.RandomApply([v2.RGB()])])}}, "augmented by RandomApply"),
+        ({"distill_epochs": 1}, "stage 2 sees the images less than twice"),
+        ({"trainer": {"fast_dev_run": True}}, "stage 2 sees the images less than twice"),
+        ({"trainer": {"limit_train_batches": 1}}, "stage 2 sees the images less than twice"),
+    ],
+)
+def test_it_is_off_by_itself_and_says_why(fit, computed, caplog, options, reason):
+    caplog.set_level(logging.INFO)
+    fit(**{"place": "ram", **options})
+    (message,) = [message for message in caplog.messages if message.startswith("Teacher cache: off (")]
+    assert reason in message
+    assert "filled" not in caplog.text
+
+
+def test_it_is_off_where_it_does_not_fit(fit, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(teacher_cache, "free_ram", lambda: 10_000)
+    monkeypatch.setattr(teacher_cache, "free_disk", lambda _folder: 10_000)
+    fit()
+    assert "off (9 images x 3.1 kB (float16) = 28.2 kB are too much for what is free)" in caplog.text
+    with pytest.raises(ValueError, match=r"teacher_cache='ram' takes 28.2 kB, of which 10.0 kB are free"):
+        fit("ram")
+
+
+def test_augmentations_that_change_nothing_by_chance_do_not_turn_it_off(fit, computed, caplog):
+    caplog.set_level(logging.INFO)
+    fit(data={"train_augmentations": v2.Compose([v2.Grayscale(3), v2.CenterCrop(24)])})
+    assert sum(computed) == IMAGES
+    assert "Teacher cache: 9 images x 3.1 kB (float16) = 28.2 kB in memory (/dev/shm)." in caplog.text
+    assert caplog.text.index("Teacher cache: 9") < caplog.text.index("Stage 1,")  # up front
+
+
+def test_half_precision_trainings_use_it(fit, computed):
+    _, record = fit(trainer={"precision": "bf16-mixed"})
+    assert sum(computed) == IMAGES
+    assert all(torch.tensor(record.losses).isfinite())
+
+
+def test_another_place_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"teacher_cache='gpu' must be one of 'auto', 'ram', 'disk', 'off'"):
+        make_model(teacher_cache="gpu")

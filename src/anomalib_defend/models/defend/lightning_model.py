@@ -6,7 +6,7 @@ import gc
 import inspect
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from anomalib import LearningType
@@ -42,7 +42,8 @@ from .export import complete_export, quantize
 from .guard import LossGuard, check_scores, check_weights
 from .loss import DistillLoss, FeatureNorm
 from .seeds import seed_epoch
-from .stages import StageSwitch, make_optimizer, plan_stages
+from .stages import StageSwitch, TeacherCaching, make_optimizer, plan_stages
+from .teacher_cache import CachePlace, TeacherCache
 from .torch_model import DefendModel, Masking
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class Defend(AnomalibModule):
             or "none".
         student_lr: Learning rate of stage 2.
         target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images.
+        teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
+            "disk" (below ``default_root_dir``), "off", or "auto" for the first of them where there is ample room.
         seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without it one
             is drawn, logged and saved in the checkpoint.
         pre_processor: As in every anomalib model.
@@ -100,6 +103,7 @@ class Defend(AnomalibModule):
 
     model: DefendModel
     trained_steps: torch.Tensor
+    teacher_cache: TeacherCache | None = None
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class Defend(AnomalibModule):
         feature_norm: FeatureNorm = "l2",
         student_lr: float = 1e-5,
         target_fpr: float = 0.05,
+        teacher_cache: CachePlace = "auto",
         seed: int | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
@@ -138,6 +143,9 @@ class Defend(AnomalibModule):
             num_crops=(num_crops, 1, None),
             num_tuned_blocks=(num_tuned_blocks, 1 if dense_epochs else 0, None),
         )
+        if teacher_cache not in get_args(CachePlace):
+            msg = f"teacher_cache={teacher_cache!r} must be one of {', '.join(map(repr, get_args(CachePlace)))}."
+            raise ValueError(msg)
         data = data_config(backbone)
         size = as_pair(image_size) or data["image_size"]
         if pre_processor is True:
@@ -197,6 +205,7 @@ class Defend(AnomalibModule):
     def configure_callbacks(self) -> list[Callback]:
         """The components, the switch between the stages, and a checkpoint of every epoch."""
         callbacks: list[Callback] = [*super().configure_callbacks(), StageSwitch()]
+        callbacks.append(TeacherCaching(self.hparams.teacher_cache))
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
     def setup(self, stage: str) -> None:
@@ -286,7 +295,9 @@ class Defend(AnomalibModule):
             self._log_step("prototype_perplexity", usage, batch)
             term, stage, rates = "dense_loss", "stage 1 (dense fine-tuning)", "dense_lr and head_lr"
         else:
-            loss = self.model.distill_step(batch.image)
+            cache = self.teacher_cache
+            teacher = None if cache is None else cache.read(batch.image_path, batch.image.device)
+            loss = self.model.distill_step(batch.image, teacher)
             self._log_step("distill_loss", loss, batch)
             term, stage, rates = "distill_loss", "stage 2 (distillation)", "student_lr"
         where = f"{stage}, epoch {self.current_epoch}, batch {batch_idx}"
@@ -379,6 +390,7 @@ class Defend(AnomalibModule):
         check_weights(checkpoint["state_dict"])
         super().on_save_checkpoint(checkpoint)
         checkpoint[VERSION_KEY] = __version__
+        checkpoint["hyper_parameters"].pop("teacher_cache", None)  # of this machine, not of the model
         if self._seed is not None:
             checkpoint["hyper_parameters"]["seed"] = self._seed
 

@@ -1,24 +1,39 @@
-"""How a trainer runs both stages, and that what stage 1 needs is undone whichever way the training ends."""
+"""How a trainer runs both stages, and that what they need is undone whichever way the training ends."""
 
 from __future__ import annotations
 
 import logging
+import re
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from anomalib.data import AnomalibDataset, Batch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim import AdamW
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from .arguments import plan_epochs
+from .teacher_cache import RAM, CacheLayout, CachePlace, TeacherCache, choose_place, fingerprint, reserve
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .lightning_model import Defend
     from .torch_model import DefendModel
 
 logger = logging.getLogger(__name__)
+
+# what they make of an image does not depend on chance
+DETERMINISTIC = (v2.Resize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.RGB, v2.Normalize, v2.ToDtype, v2.ToImage)
 
 
 def plan_stages(trainer: Trainer, dense: int, distill: int) -> tuple[int, int]:
@@ -120,3 +135,155 @@ class StageSwitch(Callback):
             for name, value in self._set_aside.items():
                 setattr(trainer, name, value)
             self._set_aside = None
+
+
+class TeacherCaching(Callback):
+    """Compute what the teacher makes of each training image before the first step of stage 2.
+
+    All images, in their own order and in batches of that order: what is stored depends neither on the epoch in which a
+    run was resumed nor on the number of processes, which take the batches in turns.
+
+    Args:
+        place: Where the cache may be.
+    """
+
+    def __init__(self, place: CachePlace) -> None:
+        self._place: CachePlace = place  # one of the four; "auto" until the training starts
+        self._layout: CacheLayout | None = None
+        self._file: Path | None = None  # on disk, to be removed
+
+    def on_train_start(self, trainer: Trainer, pl_module: Defend) -> None:
+        """Decide and announce, before the first epoch.
+
+        Raises:
+            ValueError: If the cache does not fit where it is wanted.
+        """
+        pl_module.teacher_cache = None
+        reason = 'teacher_cache="off"' if self._place == "off" else why_not(trainer, pl_module)
+        place: CachePlace = "off"
+        if not reason:
+            self._layout = pl_module.model.cache_layout(len(trainer.train_dataloader.dataset))
+            place = choose_place(self._place, self._layout.bytes, disk_folder(trainer))
+            reason = f"{self._layout} are too much for what is free"
+        self._place = trainer.strategy.broadcast(place)  # one process decides for all
+        if self._place == "off":
+            logger.info("Teacher cache: off (%s). The teacher runs in every step of stage 2.", reason)
+        else:
+            where = f"in memory ({RAM})" if self._place == "ram" else f"in {disk_folder(trainer)}"
+            logger.info("Teacher cache: %s %s.", self._layout, where)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Defend, batch: Any, batch_idx: int) -> None:
+        """Fill the cache before the first step of stage 2, wherever a run was resumed."""
+        del batch, batch_idx
+        if self._place != "off" and pl_module.teacher_cache is None and not pl_module.in_dense_stage:
+            pl_module.teacher_cache = self._make(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Defend) -> None:
+        """Remove the cache of a training that has ended by itself."""
+        pl_module.teacher_cache = None
+        if self._file is not None and trainer.local_rank == 0:
+            self._file.unlink(missing_ok=True)
+            with suppress(OSError):  # another run's is in it
+                self._file.parent.rmdir()
+
+    def on_exception(self, trainer: Trainer, pl_module: Defend, exception: BaseException) -> None:
+        """Let go of the cache; a complete one on disk stays, for the resumed run."""
+        del trainer, exception
+        pl_module.teacher_cache = None
+
+    def _make(self, trainer: Trainer, model: Defend) -> TeacherCache:
+        """Map the file into every process, and compute what it does not hold yet."""
+        assert self._layout is not None  # noqa: S101 - for the type checker
+        dataset, strategy, first = trainer.train_dataloader.dataset, trainer.strategy, trainer.local_rank == 0
+        paths = list(dataset.samples.image_path)
+        if self._place == "ram":
+            file = RAM / strategy.broadcast(f"anomalib-defend-{uuid.uuid4().hex}")
+        else:
+            how = (self._layout, model.pre_processor, dataset.augmentations, trainer.train_dataloader.batch_size)
+            key = fingerprint(model.model.teacher.state_dict(), paths, *how, trainer.precision, model.device.type)
+            folder, key = strategy.broadcast((disk_folder(trainer), key))
+            self._file = file = folder / f"{key}-{trainer.node_rank}.features"
+
+        part = file.with_suffix(".part")
+        complete = file.is_file()
+        strategy.barrier()  # everyone has looked
+        if first and not complete:
+            reserve(part, self._layout.bytes)
+        strategy.barrier()  # it is there
+        cache = TeacherCache(file if complete else part, paths, self._layout)
+        strategy.barrier()  # everyone has mapped it
+        if first and self._place == "ram":
+            part.unlink()
+        if complete:
+            logger.info("Teacher cache: %s is complete.", file)
+            return cache
+
+        start = time.monotonic()
+        for rows, batch in own_batches(trainer, model):
+            with trainer.precision_plugin.train_step_context():
+                cache.write(rows.start, model.model.teacher_output(batch.image, guide=self._layout.attention))
+        strategy.barrier()  # all rows are written
+        if first and self._place == "disk":
+            cache.flush()
+            part.replace(file)
+        logger.info("Teacher cache: filled in %.1f s.", time.monotonic() - start)
+        return cache
+
+
+def why_not(trainer: Trainer, model: Defend) -> str:
+    """Why the teacher's output cannot be kept, or need not be; empty if it can."""
+    loader, strategy = trainer.train_dataloader, trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        return f"{type(strategy).__name__} splits the teacher over the processes"
+    if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, AnomalibDataset):
+        return "the training data are no anomalib dataset of image files"
+    augmentations = [
+        *not_deterministic(loader.dataset.augmentations),
+        *not_deterministic(getattr(model.pre_processor, "transform", None)),
+    ]
+    if augmentations:
+        return f"the training images are augmented by {', '.join(augmentations)}"
+    # as planned, not what is left: a resumed run goes on as the first one did
+    epochs = trainer.max_epochs - model.stage_epochs[0]
+    images = len(loader.dataset)
+    per_epoch = min(images, trainer.num_training_batches * trainer.world_size * (loader.batch_size or 1))
+    if epochs * per_epoch < 2 * images:
+        return "stage 2 sees the images less than twice"
+    return ""
+
+
+def not_deterministic(transform: Any) -> list[str]:
+    """Names of the transforms whose result may depend on chance."""
+    if transform is None or type(transform) in DETERMINISTIC:
+        return []
+    if type(transform) is v2.Compose:
+        return [name for part in transform.transforms for name in not_deterministic(part)]
+    return [type(transform).__name__]
+
+
+def disk_folder(trainer: Trainer) -> Path:
+    """Beside the folders ``v0``, ``v1`` ... that anomalib numbers the runs with: a resumed run has another number."""
+    root = Path(trainer.default_root_dir)
+    return (root.parent if re.fullmatch(r"v\d+", root.name) else root) / "teacher_cache"
+
+
+def own_batches(trainer: Trainer, model: Defend) -> Iterator[tuple[range, Batch]]:
+    """This process's share of the training images, preprocessed, on its device: rows of the cache and their images."""
+    loader: DataLoader = trainer.train_dataloader
+    images, step = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
+    batches = [range(start, min(start + step, images)) for start in range(0, images, step)]
+    own = batches[trainer.local_rank :: trainer.num_devices]
+    reader = DataLoader(
+        loader.dataset,
+        batch_sampler=[list(rows) for rows in own],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator(),  # the random numbers of the training are left alone
+    )
+    for rows, batch in zip(own, reader, strict=True):
+        moved = trainer.strategy.batch_to_device(batch)
+        if model.pre_processor is not None:
+            model.pre_processor.on_train_batch_start(trainer, model, moved, 0)
+        yield rows, moved

@@ -15,16 +15,13 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-
-from .torch_model import TeacherOutput
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +30,15 @@ CachePlace = Literal["auto", "ram", "disk", "off"]
 RAM = Path("/dev/shm")  # noqa: S108 - files there are in memory; ours has a random name, for a moment
 AUTO_SHARE = {"ram": 1 / 4, "disk": 1 / 2}  # of what is free: the most that "auto" takes
 FORMAT = "1"  # of the file; part of the key
+
+
+class TeacherOutput(NamedTuple):
+    """What stage 2 needs of one teacher pass: it depends on the image alone, not on the epoch."""
+
+    layers: list[Tensor]
+    """Normalised patch tokens T' of the last blocks, each [B, N, D]."""
+    attention: Tensor | None
+    """Attention of the last block's [CLS] to each patch, [B, N]; ``None`` unless masking is guided."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class CacheLayout:
     patches: int
     channels: int
     attention: bool
-    dtype: torch.dtype = torch.float16
+    dtype: torch.dtype
 
     @property
     def attention_bytes(self) -> int:

@@ -7,7 +7,7 @@ Shapes: B images, N patches on a (gh, gw) grid, D channels, n crops per image, K
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from anomalib.data import InferenceBatch
@@ -21,6 +21,7 @@ from anomalib_defend.nn.score import anomaly_map
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
 
 from .loss import DistillLoss, FeatureNorm, dense_loss, feature_distance, normalize_features
+from .teacher_cache import CacheLayout, TeacherOutput
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +30,7 @@ Masking = Literal["guided", "random", "none"]
 VIEW_SCALE = (0.25, 1.0)
 CROP_SCALE = (0.1, 0.3)
 DROP_PATH_RATE = 0.1
-
-
-class TeacherOutput(NamedTuple):
-    """What stage 2 needs of one teacher pass: it depends on the image alone, not on the epoch."""
-
-    layers: list[Tensor]
-    """Normalised patch tokens T' of the last blocks, each [B, N, D]."""
-    attention: Tensor | None
-    """Attention of the last block's [CLS] to each patch, [B, N]; ``None`` unless masking is guided."""
+CACHE_DTYPE = torch.float16  # of the teacher's normalised tokens: a relative error of 2 ** -11
 
 
 class DefendModel(nn.Module):
@@ -182,6 +175,18 @@ class DefendModel(nn.Module):
         usage = perplexity(torch.bincount(nearest, minlength=scores.shape[-1]))
         return (assignment.argmax(-1) if self.hard_targets else assignment), usage
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether stage 2 reads the teacher's attention."""
+        return self.masking == "guided" and self.mask_ratio > 0
+
+    def cache_layout(self, images: int) -> CacheLayout:
+        """Size of the table that keeps the teacher's output for this number of images."""
+        patches = self.grid[0] * self.grid[1]
+        return CacheLayout(
+            images, self.distill_layers, patches, self.teacher.embed_dim, attention=self.is_guided, dtype=CACHE_DTYPE
+        )
+
     @torch.no_grad()
     def teacher_output(self, images: Tensor, guide: bool = False) -> TeacherOutput:
         """One pass of the frozen teacher: features and, to ``guide`` a mask, attention."""
@@ -212,10 +217,15 @@ class DefendModel(nn.Module):
         weights = tokens.new_ones(tokens.shape[:2]) if teacher.attention is None else teacher.attention
         return sample_patches(weights, num_kept(tokens.shape[1], self.mask_ratio))
 
-    def distill_step(self, images: Tensor) -> Tensor:
-        """Stage 2 (MKD): loss of eq. 4 for a batch of images [B, 3, H, W]."""
+    def distill_step(self, images: Tensor, teacher: TeacherOutput | None = None) -> Tensor:
+        """Stage 2 (MKD): loss of eq. 4.
+
+        Args:
+            images: [B, 3, H, W].
+            teacher: What the teacher makes of them, if it is known already.
+        """
         self._check_size(images)
-        teacher = self.teacher_output(images, guide=self.masking == "guided" and self.mask_ratio > 0)
+        teacher = teacher or self.teacher_output(images, guide=self.is_guided)
         keep = self.sample_keep(teacher)
         losses = []
         for student, target in zip(self.student_layers(images, keep), teacher.layers, strict=True):
