@@ -82,7 +82,7 @@ def test_both_years_in_one_folder(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     everything = (
-        r"nowhere' lacks .*/nowhere/annotations/instances_train2017\.json \(in http://images.*trainval2017\.zip\), "
+        r"nowhere' is no folder; it needs .*/nowhere/annotations/instances_train2017\.json \(in http://images.*trainval2017\.zip\), "
         r".*instances_val2017\.json .*/nowhere/train2017 .*/nowhere/val2017 \(in .*\)\. Pass download=True, or unpack"
     )
     for method in ("prepare_data", "setup"):

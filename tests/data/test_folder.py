@@ -7,10 +7,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from miniatures import write_folder
 from PIL import Image
 
 from anomalib_defend.data import SemanticFolder
+from miniatures import write_folder
 
 NAMES = ("cat", "dog", "fox")
 
@@ -230,3 +230,19 @@ def test_a_stock_model_runs_on_it(root, tmp_path, caplog):
     engine = Engine(default_root_dir=tmp_path / "results", accelerator="cpu", logger=False, fast_dev_run=True)
     engine.fit(model, datamodule=datamodule)
     assert "train 14 normal / 0 novel, val 2 normal / 0 novel, test 4 normal / 2 novel" in caplog.text
+
+
+def test_normal_images_alone_are_enough_to_train(tmp_path, caplog):
+    write_folder(tmp_path, categories=["dog"])
+    datamodule = build(tmp_path, "dog")
+    assert len(datamodule.train_data) + len(datamodule.val_data) == 8
+    assert len(datamodule.test_data) == 2
+    assert "without novel test images, the test counts false alarms alone" in caplog.text
+
+
+def test_an_empty_category_is_named_as_empty(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "bird").mkdir()
+    with pytest.raises(ValueError, match=r"category: 'bird' has 0 train image\(s\)"):
+        build(tmp_path, "bird")
+    assert build(tmp_path, "dog").num_normal_categories == 1

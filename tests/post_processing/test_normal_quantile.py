@@ -344,6 +344,12 @@ def test_a_rate_out_of_range_is_refused(target_fpr):
         NormalQuantilePostProcessor(target_fpr)
 
 
+def test_auroc_of_one_label_is_no_number() -> None:
+    metric = AUROC(fields=["pred_score", "gt_label"])
+    metric.update(ImageBatch(image=torch.rand(3, 3, 4, 4), pred_score=torch.rand(3), gt_label=torch.zeros(3).long()))
+    assert metric.compute().isnan()
+
+
 @pytest.mark.parametrize("sensitivity", [0.5, 0.7])
 def test_a_score_that_is_no_number_is_novel(sensitivity: float) -> None:
     processor = NormalQuantilePostProcessor(image_sensitivity=sensitivity)

@@ -105,12 +105,15 @@ class SemanticCOCO(SemanticDataModule):
 
     def _parts(self) -> dict[str, Path]:
         """Return where the files and folders of ``_archives`` lie, or refuse a data set that lacks one."""
-        base, found, missing = self._find()
+        base, parts, missing = self._find()
         if missing:
             lacking = ", ".join(f"{base / name} (in {_URL}/{archive})" for name, archive in missing.items())
-            msg = f"root={str(self.root)!r} lacks {lacking}. Pass download=True, or unpack the archives in {base}."
+            found = f"lacks {lacking}" if self.root.is_dir() else f"is no folder; it needs {lacking}"
+            msg = (
+                f"No COCO data: root={str(self.root)!r} {found}. Pass download=True, or unpack the archives in {base}."
+            )
             raise FileNotFoundError(msg)
-        return found
+        return parts
 
     def _find(self) -> tuple[Path, dict[str, Path], dict[str, str]]:
         """Return the folder for the data set, what of it lies where, and the archives of what is missing."""

@@ -68,8 +68,11 @@ class SemanticFolder(SemanticDataModule):
             splits = {split: _read_categories(self.root / split) for split in SPLITS}
         else:
             splits = self._split(_read_categories(self.root))
-        categories = sorted({name for folders in splits.values() for name in folders})
-        return Annotations(categories, annotated_images(splits, {name: name for name in categories}))
+        categories = {name for folders in splits.values() for name in folders}
+        images = annotated_images(splits, {name: name for name in categories})
+        places = [self.root / split for split in SPLITS] if has_both_splits(self.root) else [self.root]
+        empty = {name for name in self.categories for place in places if (place / name).is_dir()} - categories
+        return Annotations(sorted(categories | empty), images)  # a chosen one without images is refused as such
 
     def _check_single_split(self) -> None:
         """Refuse a ``train`` without ``test`` or the reverse, unless it is a category of that name."""

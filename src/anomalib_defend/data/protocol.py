@@ -1,5 +1,6 @@
 """The semantic novelty protocol as pure functions: categories + setting -> normal and novel images."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
@@ -8,6 +9,8 @@ from anomalib.data.utils import LabelName
 from pandas import DataFrame, concat
 
 from anomalib_defend.data.dataset import shortened
+
+logger = logging.getLogger(__name__)
 
 Setting = Literal["uni_class", "leave_one_out"]
 
@@ -152,6 +155,9 @@ def check_counts(annotations: Annotations, chosen: Collection[str], setting: Set
 def check_splits(samples: DataFrame, chosen: Collection[str], setting: Setting, available: Collection[str]) -> None:
     """Refuse a training split with less than two images, and a test split that lacks normal or novel ones.
 
+    Novel ones may be missing where every category is normal: training needs none, and the test is then one of false
+    alarms, which is said.
+
     Raises:
         ValueError: If a split lacks images.
     """
@@ -159,7 +165,12 @@ def check_splits(samples: DataFrame, chosen: Collection[str], setting: Setting, 
     if len(train) < 2:
         msg = f"category: {len(train)} training image(s) hold a normal category; at least 2 are needed."
         raise ValueError(msg)
-    for label in ("normal", "novel"):
+    labels = {"normal", "novel"}
+    if set(available) <= set(chosen):
+        if "novel" not in set(test["label"]):
+            logger.warning("All categories are normal: without novel test images, the test counts false alarms alone.")
+        labels = {"normal"}
+    for label in sorted(labels):
         if label not in set(test["label"]):
             msg = (
                 f"category: setting={setting!r} with {', '.join(chosen)} leaves no {label} image "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from anomalib.data import Batch
 from anomalib.metrics import AnomalibMetric
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
+from torchmetrics.utilities import dim_zero_cat
 
 
 class _OrderAUROC(BinaryAUROC):
@@ -21,6 +23,13 @@ class _OrderAUROC(BinaryAUROC):
         """Add scores and labels of any shape."""
         self.preds.append(preds.flatten())
         self.target.append(target.flatten().long())
+
+    def compute(self) -> Tensor:
+        """The AUROC; NaN where all images are normal, or all novel."""
+        target = dim_zero_cat(self.target)
+        if len(target) and (target == target[0]).all():
+            return torch.full((), torch.nan, device=target.device)
+        return super().compute()
 
 
 class AUROC(AnomalibMetric, _OrderAUROC):

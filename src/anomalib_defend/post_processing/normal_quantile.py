@@ -88,7 +88,8 @@ class NormalQuantilePostProcessor(PostProcessor):
         if self._validated and not self._allowed_above(self._validated):
             logger.warning(
                 "%d normal validation images are too few for target_fpr=%g: the threshold is their largest score, and "
-                "%.0f %% of all normal images are expected above it. Validate at least %d.",
+                "%.0f %% of all normal images are expected above it. Validate at least %d: raise the data's "
+                "val_split_ratio.",
                 self._validated,
                 self.target_fpr,
                 100 / (self._validated + 1),

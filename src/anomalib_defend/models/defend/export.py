@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from anomalib.data import AnomalibDataModule
+    from anomalib.data import AnomalibDataModule, AnomalibDataset
     from openvino import Model
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,13 @@ FLOAT_OPERATIONS = [
 
 @contextmanager
 def complete_export(root: Path) -> Iterator[Path]:
-    """A folder to export into; its files move to ``root`` when the export is complete, a failed one changes nothing."""
+    """A folder to export into; its files move to ``root`` when the export is complete, a failed one changes nothing.
+
+    The exporter's thousands of log lines are kept back.
+    """
     root.mkdir(parents=True, exist_ok=True)
+    for name in ("onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with TemporaryDirectory(dir=root, prefix=".export-") as folder:
         yield Path(folder)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -55,17 +60,7 @@ def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Mode
     """
     import nncf  # noqa: PLC0415 - optional extra
 
-    if datamodule is None:
-        msg = "compression_type=INT8_PTQ needs images to calibrate on: pass --data (or datamodule=)."
-        raise ValueError(msg)
-    datamodule.setup("fit")
-    images = datamodule.train_data
-    if len(images) < MIN_CALIBRATION_IMAGES:
-        msg = (
-            f"compression_type=INT8_PTQ is calibrated on at least {MIN_CALIBRATION_IMAGES} training images, but "
-            f"the datamodule has {len(images)}: use compression_type=INT8 (weights alone), which needs none."
-        )
-        raise ValueError(msg)
+    images = calibration_images(datamodule)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
     # one at a time: the model resizes, images differ in size
     loader = DataLoader(Subset(images, order.tolist()), batch_size=1, collate_fn=images.collate_fn)
@@ -77,3 +72,23 @@ def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Mode
         subset_size=len(order),
         ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS, validate=False),
     )
+
+
+def calibration_images(datamodule: AnomalibDataModule | None) -> AnomalibDataset:
+    """Return the training images, if they are enough to calibrate on.
+
+    Raises:
+        ValueError: If there is no datamodule, or it has fewer than 100 training images.
+    """
+    if datamodule is None:
+        msg = "compression_type=INT8_PTQ needs images to calibrate on: pass --data (or datamodule=)."
+        raise ValueError(msg)
+    datamodule.setup("fit")
+    images = datamodule.train_data
+    if len(images) < MIN_CALIBRATION_IMAGES:
+        msg = (
+            f"compression_type=INT8_PTQ is calibrated on at least {MIN_CALIBRATION_IMAGES} training images, but "
+            f"the datamodule has {len(images)}: use compression_type=INT8 (weights alone), which needs none."
+        )
+        raise ValueError(msg)
+    return images

@@ -11,21 +11,23 @@ from typing import Any, get_args
 import torch
 from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
+from anomalib.deploy import CompressionType
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.metrics import F1Score
 from anomalib.metrics.evaluator import Evaluator
 from anomalib.models.components import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn
 
 from anomalib_defend import __version__
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import create_vit, data_config
-from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor
+from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor, PredictionTable
 from anomalib_defend.pre_processing import ResizeNormalize
 
 from .arguments import as_pair, check_ranges
@@ -38,7 +40,7 @@ from .checkpoints import (
     verify_content,
     verify_shapes,
 )
-from .export import complete_export, quantize
+from .export import calibration_images, complete_export, quantize
 from .guard import LossGuard, check_scores, check_weights
 from .loss import DistillLoss, FeatureNorm
 from .seeds import seed_epoch
@@ -130,8 +132,8 @@ class Defend(AnomalibModule):
         target_fpr: float = 0.05,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
-        pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: ImageVisualizer | bool = True,
     ) -> None:
@@ -203,8 +205,8 @@ class Defend(AnomalibModule):
     # ------------------------------------------------------------------------------------------------------- fitting
 
     def configure_callbacks(self) -> list[Callback]:
-        """The components, the switch between the stages, and a checkpoint of every epoch."""
-        callbacks: list[Callback] = [*super().configure_callbacks(), StageSwitch()]
+        """The components, the table of predictions, the stages, and a checkpoint of every epoch."""
+        callbacks: list[Callback] = [*super().configure_callbacks(), PredictionTable(), StageSwitch()]
         callbacks.append(TeacherCaching(self.hparams.teacher_cache))
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
@@ -463,7 +465,9 @@ class Defend(AnomalibModule):
         return path
 
     def to_openvino(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does; a model without trained student is refused."""
+        """Export as anomalib does; a model without trained student, or too few images to calibrate on, are refused."""
+        if kwargs.get("compression_type") == CompressionType.INT8_PTQ:
+            calibration_images(kwargs.get("datamodule"))
         with complete_export(Path(export_root)) as folder:
             return Path(export_root) / super().to_openvino(folder, *args, **kwargs).relative_to(folder)
 
