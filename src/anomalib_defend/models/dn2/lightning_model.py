@@ -13,15 +13,17 @@ from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import F1Score
 from anomalib.metrics.evaluator import Evaluator
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn
 
 from anomalib_defend.models.defend.arguments import as_pair
-from anomalib_defend.models.defend.export import quantize
+from anomalib_defend.models.defend.export import complete_export, quantize
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import data_config
-from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor
+from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor, PredictionTable
 from anomalib_defend.pre_processing import ResizeNormalize
 
 from .torch_model import DN2Model, Feature
@@ -67,8 +69,8 @@ class DN2(MemoryBankMixin, AnomalibModule):
         num_neighbors: int = 2,
         normalize: bool = True,
         target_fpr: float = 0.05,
-        pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
+        pre_processor: PreProcessor | bool = True,
+        post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: ImageVisualizer | bool = False,
     ) -> None:
@@ -114,6 +116,10 @@ class DN2(MemoryBankMixin, AnomalibModule):
     def trainer_arguments(self) -> dict[str, Any]:
         """One pass over the images, in one process: the memory has to be whole."""
         return {"max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The components, and the table of predictions."""
+        return [*super().configure_callbacks(), PredictionTable()]
 
     # ------------------------------------------------------------------------------------------------------- fitting
 
@@ -184,17 +190,19 @@ class DN2(MemoryBankMixin, AnomalibModule):
             self.model = self._build_model().to(self.device)
         super().on_load_checkpoint(checkpoint)
 
-    def to_torch(self, *args: Any, **kwargs: Any) -> Path:
+    def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does; a model without memory is refused."""
         self._require_memory("export")
         self.eval()
-        return super().to_torch(*args, **kwargs)
+        with complete_export(Path(export_root)) as folder:
+            return Path(export_root) / super().to_torch(folder, *args, **kwargs).relative_to(folder)
 
-    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:
+    def to_onnx(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does (for OpenVINO, too), the memory inside; a model without memory is refused."""
         self._require_memory("export")
         kwargs.setdefault("opset_version", ONNX_OPSET)
-        path = super().to_onnx(*args, **kwargs)
+        with complete_export(Path(export_root)) as folder:
+            path = Path(export_root) / super().to_onnx(folder, *args, **kwargs).relative_to(folder)
         gc.collect()  # torch.export leaves a subclass of this class's name behind, with which bare names are ambiguous
         return path
 
