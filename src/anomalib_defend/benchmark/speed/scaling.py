@@ -1,0 +1,140 @@
+"""Time and memory as the work grows: by number of images, and by their size.
+
+Stage 1: an epoch. Stage 2: two epochs, of which the first one fills the cache. Scoring: every image once.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .networks import random_images, random_model
+from .report import Options, Part, table
+from .timing import in_fresh_process, peak_mib
+from .training import OURS, STAGES, Step, make_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anomalib_defend.models import Defend
+
+JOBS = ("stage 1", "stage 2", "scoring")
+SIDES, SIDE = (112, 224, 336), 224  # pixels, and the size at which the number of images grows
+
+
+class Work:
+    """One job on generated images, batch by batch.
+
+    Args:
+        job: One of the ``JOBS``.
+        defend: The model.
+        count: Number of images.
+        batch: Images of a step.
+    """
+
+    def __init__(self, job: str, defend: Defend, count: int, batch: int) -> None:
+        self.defend, self.model, self.batch = defend, defend.model, batch
+        self.count = -(-count // batch) * batch
+        self.images = random_images(batch, self.model.image_size)
+        self.step = Step(self.model, self.images, STAGES[1][OURS[1]])
+        self.seconds = 0.0
+        if job == "stage 2":
+            self.step.cache = make_cache(self.model, self.count)
+        epochs: dict[str, list[Callable[[], None]]] = {
+            "stage 1": [self.step],
+            "stage 2": [self.fill, self.step],
+            "scoring": [self.score],
+        }
+        self.epochs = epochs[job]
+
+    def fill(self) -> None:
+        """A step that runs the teacher and keeps what it says."""
+        assert self.step.cache is not None  # noqa: S101 - for the type checker
+        self.step.cache.write(int(self.step.names[0]), self.model.teacher_output(self.images, guide=True))
+        self.step()
+
+    @torch.inference_mode()
+    def score(self) -> None:
+        """Score a batch."""
+        self.defend.eval()(self.images)
+
+    def __call__(self) -> None:
+        """Do all of it; ``seconds`` is the time without generating images."""
+        for step in self.epochs:
+            for first in range(0, self.count, self.batch):
+                self.images = self.step.images = random_images(self.batch, self.model.image_size)
+                self.step.names = [str(first + number) for number in range(self.batch)]
+                start = time.perf_counter()
+                step()
+                self.seconds += time.perf_counter() - start
+
+
+def measure(job: str, backbone: str, count: int, side: int, batch: int, threads: int) -> tuple[float, float]:
+    """Seconds, and peak memory in MiB beyond the networks; to be called in a fresh process."""
+    torch.set_num_threads(threads)
+    work = Work(job, random_model(backbone, side), count, batch)
+    peak = peak_mib(work)
+    return work.seconds, peak
+
+
+def exponent(x: list[float], y: list[float]) -> float:
+    """Slope of the line through the logarithms: y grows as x to this power."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def run(options: Options) -> Part:
+    """Measure with the first encoder; the size of the images grows at the smallest number of them."""
+    backbone = options.backbones[0]
+    measured: dict[tuple[str, int, int], tuple[float, float]] = {}
+    rows: list[dict[str, object]] = []
+    fits: list[dict[str, object]] = []
+    for job in JOBS:
+        cells = {(count, SIDE) for count in options.counts} | {(options.counts[0], side) for side in SIDES}
+        for count, side in sorted(cells):
+            measured[job, count, side] = in_fresh_process(
+                measure, job, backbone, count, side, options.batch, options.threads
+            )
+            seconds, mib = measured[job, count, side]
+            rows.append({backbone: job, "images": count, "pixels": side, "s": seconds, "peak memory, MiB": mib})
+        by_count = [measured[job, count, SIDE] for count in options.counts]
+        by_side = [measured[job, options.counts[0], side] for side in SIDES]
+        fit: dict[str, object] = {"grows as a power of": job}
+        for name, x, cells_ in (
+            ("images", options.counts, by_count),
+            ("patches", [(s // 16) ** 2 for s in SIDES], by_side),
+        ):
+            for what, values in zip(("time", "memory"), zip(*cells_, strict=True), strict=True):
+                fit[f"{name}: {what}"] = exponent(list(x), list(values))
+        fits.append(fit)
+    if options.plot is not None:
+        plot(measured, options.plot)
+    return Part(f"{table(rows)}\n\n{table(fits)}")
+
+
+def plot(measured: dict[tuple[str, int, int], tuple[float, float]], file: Path) -> None:
+    """Time and memory by number of images and by size, all axes logarithmic."""
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    first = min(count for _, count, _ in measured)
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7), sharey="row", layout="constrained")
+    for column, label in enumerate(("images", "pixels of a side")):
+        for row, what in enumerate(("seconds", "peak memory beyond the networks, MiB")):
+            for job in JOBS:
+                points = sorted(
+                    (cell[1 + column], values[row])
+                    for cell, values in measured.items()
+                    if cell[0] == job and (cell[2] == SIDE if column == 0 else cell[1] == first)
+                )
+                axes[row, column].loglog(*zip(*points, strict=True), "o-", label=job)
+            axes[row, column].set(xlabel=label, ylabel=what if column == 0 else "")
+    axes[0, 0].legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

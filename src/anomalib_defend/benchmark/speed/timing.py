@@ -1,0 +1,58 @@
+"""Times of contenders that take turns, and the memory that a call takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Times = dict[str, list[float]]
+"""Seconds of each round, by contender."""
+
+
+def alternate(
+    contenders: dict[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> Times:
+    """Call all contenders once unmeasured, then in turns, so that what slows the machine down slows all of them."""
+    for call in contenders.values():
+        call()
+    times: Times = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, call in contenders.items():
+            start = clock()
+            call()
+            times[name].append(clock() - start)
+    return times
+
+
+def speedup(times: Times, slow: str, fast: str) -> float:
+    """How many times as fast one contender is as another: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function of a module in a process of its own, which starts with nothing in memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_mib(call: Callable[[], object]) -> float:
+    """Memory that a call takes beyond what the process held before it, at its highest, in MiB (Linux).
+
+    Meaningful in a fresh process: memory that was freed before may be taken again unseen. ``ru_maxrss`` would not do: a
+    started process inherits it.
+    """
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _status_mib("VmRSS")
+    call()
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024

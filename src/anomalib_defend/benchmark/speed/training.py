@@ -1,0 +1,195 @@
+"""Training steps of both stages beside the published procedure: time, memory, and share of the floor.
+
+A step is forward, backward and AdamW, on images that are in memory already.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomalib_defend.models.defend.stages import make_optimizer
+from anomalib_defend.models.defend.teacher_cache import TeacherCache, reserve
+from anomalib_defend.models.defend.torch_model import DefendModel
+
+from . import operations, reference
+from .machine import MatrixProducts
+from .networks import random_images, random_model
+from .report import Options, Part, table
+from .timing import alternate, in_fresh_process, peak_mib, speedup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.optim import Optimizer
+
+
+def our_dense_loss(model: DefendModel, images: Tensor) -> Tensor:
+    """Stage 1 as `Defend` computes it."""
+    return model.dense_step(images)[0]
+
+
+def our_distill_loss(model: DefendModel, images: Tensor) -> Tensor:
+    """Stage 2 as `Defend` computes it, teacher included."""
+    return model.distill_step(images)
+
+
+class Contender(NamedTuple):
+    """One way to compute a stage's loss."""
+
+    loss: Callable[[DefendModel, Tensor], Tensor]
+    cached: bool = False
+    bf16: bool = False
+    ours: bool = True
+
+
+def reference_dense_loss_view_once(model: DefendModel, images: Tensor) -> Tensor:
+    """The published stage 1 with its first flaw mended."""
+    return reference.dense_loss(model, images, view_once=True)
+
+
+STAGES: dict[int, dict[str, Contender]] = {
+    1: {
+        "published": Contender(reference.dense_loss, ours=False),
+        "+ view assigned once, without graph": Contender(reference_dense_loss_view_once, ours=False),
+        "Defend (+ crops in one pass, no loop, products upsampled)": Contender(our_dense_loss),
+        "Defend, bf16-mixed": Contender(our_dense_loss, bf16=True),
+    },
+    2: {
+        "published": Contender(reference.distill_loss, ours=False),
+        "Defend, no cache (one teacher pass, [CLS] row only)": Contender(our_distill_loss),
+        "Defend, cached teacher": Contender(our_distill_loss, cached=True),
+        "Defend, no cache, bf16-mixed": Contender(our_distill_loss, bf16=True),
+        "Defend, cached teacher, bf16-mixed": Contender(our_distill_loss, cached=True, bf16=True),
+    },
+}
+OURS = {1: "Defend (+ crops in one pass, no loop, products upsampled)", 2: "Defend, cached teacher"}
+
+
+def make_cache(model: DefendModel, images: int, dtype: torch.dtype | None = None) -> TeacherCache:
+    """An empty cache as `Defend` makes it, in a file without name; the images are called 0, 1, 2 ..."""
+    layout = model.cache_layout(images)
+    layout = layout if dtype is None else replace(layout, dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cache"
+        reserve(file, layout.bytes)
+        return TeacherCache(file, [str(number) for number in range(images)], layout)
+
+
+class Step:
+    """A training step of one contender, on the same images again and again.
+
+    Args:
+        model: The networks; contenders may share them.
+        images: A batch, normalised.
+        contender: How the loss is computed.
+    """
+
+    def __init__(self, model: DefendModel, images: Tensor, contender: Contender) -> None:
+        self.model, self.images, self.contender = model, images, contender
+        self.names = [str(number) for number in range(len(images))]
+        self.cache: TeacherCache | None = None
+        if contender.cached:
+            self.cache = make_cache(model, len(images))
+            self.cache.write(0, model.teacher_output(images, guide=True))
+        self.optimizer: Optimizer = (
+            make_optimizer(model, 1e-5, 1e-4, 1e-5)
+            if contender.ours
+            else torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
+        )
+
+    def __call__(self) -> None:
+        """Make one step."""
+        self.model.student.train()
+        with torch.autocast("cpu", torch.bfloat16) if self.contender.bf16 else nullcontext():
+            loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        self.model.zero_grad()
+
+    def twice(self) -> None:
+        """Make two steps: the second one has AdamW's state, too."""
+        self()
+        self()
+
+    def loss(self) -> Tensor:
+        """The loss alone."""
+        if self.cache is None:
+            return self.contender.loss(self.model, self.images)
+        return self.model.distill_step(self.images, self.cache.read(self.names, self.images.device))
+
+
+def make_steps(backbone: str, batch: int, stage: int) -> dict[str, Step]:
+    """All contenders of a stage on one model."""
+    model = random_model(backbone).model
+    images = random_images(batch, model.image_size).sub_(0.5).div_(0.5)
+    return {name: Step(model, images, contender) for name, contender in STAGES[stage].items()}
+
+
+def step_memory(backbone: str, batch: int, stage: int, name: str, threads: int) -> float:
+    """Peak memory of two steps beyond model and images, in MiB; to be called in a fresh process."""
+    torch.set_num_threads(threads)
+    model = random_model(backbone).model
+    images = random_images(batch, model.image_size)
+    step = Step(model, images, STAGES[stage][name])
+    return peak_mib(step.twice)
+
+
+def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str, float]]:
+    """Table and figures of one stage with one encoder."""
+    steps = make_steps(backbone, options.batch, stage)
+    model = next(iter(steps.values())).model
+    tokens = options.batch * (model.grid[0] * model.grid[1] + 1)
+    rates = {dtype: MatrixProducts(model.teacher, tokens, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    times = alternate({**steps, **{str(dtype): call for dtype, call in rates.items()}}, options.repeats, options.clock)
+    floors: dict[str, float] = {}
+    rows: list[dict[str, object]] = []
+    memory = {
+        name: in_fresh_process(step_memory, backbone, options.batch, stage, name, options.threads)
+        for name in steps
+        if not options.quick or (stage == 1 and name in {"published", OURS[1]})
+    }
+    for name, step in steps.items():
+        contender = step.contender
+        dtype = torch.bfloat16 if contender.bf16 else torch.float32
+        rate = rates[dtype].flop / median(times[str(dtype)])
+        flop = operations.stage1(model) if stage == 1 else operations.stage2(model, contender.cached)
+        floors[name] = options.batch * flop / rate / median(times[name])
+        rows.append(
+            {
+                f"stage {stage}, {backbone}": name,
+                "ms per image": 1000 * median(times[name]) / options.batch,
+                "times as fast": speedup(times, "published", name),
+                "peak memory, MiB": memory.get(name),
+                "share of its floor": floors[name],
+                "GFLOP per image": flop / 1e9,
+            }
+        )
+    figures = {
+        f"stage{stage}_speedup": speedup(times, "published", OURS[stage]),
+        f"stage{stage}_fraction_of_floor": floors[OURS[stage]],
+    }
+    if memory:
+        figures[f"stage{stage}_memory_ratio"] = memory[OURS[stage]] / memory["published"]
+    rates_line = ", ".join(f"{call.flop / median(times[str(d)]) / 1e9:.0f} GFLOP/s {d}" for d, call in rates.items())
+    return f"{table(rows)}\n\nMatrix products meanwhile: {rates_line}.", figures
+
+
+def run(options: Options) -> Part:
+    """Measure both stages; the figures without an encoder's name are those of the first one."""
+    text, figures = [], {}
+    for backbone in options.backbones:
+        for stage in STAGES:
+            markdown, measured = measure(backbone, stage, options)
+            text.append(markdown)
+            figures.update({f"{name} {backbone}": value for name, value in measured.items()})
+            for name, value in measured.items():
+                figures.setdefault(name, value)
+    return Part("\n\n".join(text), figures)
