@@ -106,7 +106,13 @@ def test_fast_dev_run_runs_both_stages(make_model, make_data, make_engine):
 
 
 @pytest.mark.parametrize(
-    "options", [{"gradient_clip_val": 0.5}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}]
+    "options",
+    [
+        {"gradient_clip_val": 0.5},
+        {"accumulate_grad_batches": 2},
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "gradient_clip_val": 0.5},
+    ],
 )
 def test_trainer_options_work(make_model, make_data, make_engine, options):
     model = make_model()

@@ -103,6 +103,38 @@ def test_dropped_patches_are_removed_and_not_hidden(tiny):
     assert not torch.allclose(vits.patch_tokens(tiny, changed, keep=keep)[0][0], before[0], atol=1e-3)
 
 
+@pytest.mark.parametrize(("name", "size"), ENCODERS)
+def test_kept_patches_are_embedded_as_if_all_were(name, size):
+    vit, images = build(name, size).requires_grad_(True), torch.randn(3, 3, *size)
+    prefix, count = vit.num_prefix_tokens, vit.patch_embed.num_patches
+    keep = torch.rand(3, count).topk(count // 2).indices
+    whole, own = vits.embed(vit, images), vits.embed(vit, images, keep)
+    torch.testing.assert_close(own[:, :prefix], whole[:, :prefix])
+    kept = whole[:, prefix:].gather(1, keep[..., None].expand(-1, -1, vit.embed_dim))
+    torch.testing.assert_close(own[:, prefix:], kept, atol=1e-5, rtol=1e-4)
+    # and so is the gradient
+    weights = [vit.patch_embed.proj.weight, vit.patch_embed.proj.bias, vit.pos_embed]
+    direction = torch.randn_like(kept)
+    expected = torch.autograd.grad((kept * direction).sum(), weights)
+    for one, other in zip(torch.autograd.grad((own[:, prefix:] * direction).sum(), weights), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_plain_only_where_a_gradient_is_asked_for(tiny, monkeypatch):
+    images, calls = torch.randn(2, 3, 64, 48), []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *args, **kw: calls.append(1) or fused(*args, **kw)
+    )
+    expected = vits.patch_tokens(tiny, images)[0]
+    for autocast, gradient, plain in ((True, True, True), (True, False, False), (False, True, False)):
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(gradient):
+            tokens = vits.patch_tokens(tiny, images)[0]
+        assert (calls == []) is plain
+        torch.testing.assert_close(tokens, expected, atol=0.15, rtol=0.1, check_dtype=False)
+
+
 def test_the_order_of_the_kept_patches_does_not_matter(tiny):
     images, keep = torch.randn(1, 3, 64, 48), torch.tensor([[2, 9, 30, 31]])
     order = torch.tensor([3, 0, 2, 1])

@@ -5,10 +5,13 @@ Shapes: B images, N = (H / p)(W / p) patch tokens, P prefix tokens ([CLS], disti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import Format, LayerScale, PatchEmbed, build_sincos2d_pos_embed, resample_abs_pos_embed
 from timm.models import VisionTransformer
@@ -95,29 +98,42 @@ def init_student(vit: VisionTransformer) -> None:
         vit.pos_embed.requires_grad_(False)
 
 
-def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Patch, prefix and position embedding: [B, 3, H, W] -> [B, P + N, D].
+def embed(vit: VisionTransformer, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Patch, prefix and position embedding: [B, 3, H, W] -> [B, P + N, D], or [B, P + M, D] of the patches to keep.
 
     As timm's own, except that the position embedding is resampled only where the size differs from the encoder's:
     timm resamples always while a model is exported, which OpenVINO does not take.
     """
-    x = vit.patch_embed(images)
-    position = vit.pos_embed
+    x = vit.patch_embed(images) if keep is None else _embed_patches(vit, images, keep)
     grid = (images.shape[-2] // vit.patch_embed.patch_size[0], images.shape[-1] // vit.patch_embed.patch_size[1])
-    if position is not None and grid != tuple(vit.patch_embed.grid_size):
-        position = resample_abs_pos_embed(
-            position,
-            list(grid),
-            list(vit.patch_embed.grid_size),
-            num_prefix_tokens=0 if vit.no_embed_class else vit.num_prefix_tokens,
-        )
+    position = _position(vit, grid)
     prefix = [token.expand(x.shape[0], -1, -1) for token in _prefix_tokens(vit)]
+    if position is not None and keep is not None:
+        own = position.shape[1] - grid[0] * grid[1]  # of the prefix tokens, if they have any
+        position = torch.cat([position[:, :own].expand(len(keep), -1, -1), position[0, own:][keep]], dim=1)
     if position is not None and vit.no_embed_class:
         x = x + position
     x = torch.cat([*prefix, x], dim=1)
     if position is not None and not vit.no_embed_class:
         x = x + position
     return vit.norm_pre(x)
+
+
+def _embed_patches(vit: VisionTransformer, images: Tensor, keep: Tensor) -> Tensor:
+    """The patch embedding of the patches ``keep`` alone, [B, M] -> [B, M, D]: a convolution would embed all of them."""
+    (p, q), projection = vit.patch_embed.patch_size, vit.patch_embed.proj
+    patches = rearrange(images, "b c (h p) (w q) -> b h w c p q", p=p, q=q)  # a view
+    image = torch.arange(len(keep), device=keep.device)[:, None]
+    kept = patches[image, keep // patches.shape[2], keep % patches.shape[2]]
+    return vit.patch_embed.norm(F.linear(kept.flatten(2), projection.weight.flatten(1), projection.bias))
+
+
+def _position(vit: VisionTransformer, grid: tuple[int, int]) -> Tensor | None:
+    position = vit.pos_embed
+    if position is None or grid == tuple(vit.patch_embed.grid_size):
+        return position
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    return resample_abs_pos_embed(position, list(grid), list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
 def patch_tokens(
@@ -140,19 +156,31 @@ def patch_tokens(
     Returns:
         One tensor [B, N or M, D] for each of the last ``num_layers`` blocks, the last block's at the end.
     """
-    x = embed(vit, images)
-    prefix = vit.num_prefix_tokens
-    if keep is not None:
-        kept = x[:, prefix:].gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        x = torch.cat([x[:, :prefix], kept], dim=1)
+    x = embed(vit, images, keep)
     layers = []
     first = len(vit.blocks) - num_layers
-    for index, block in enumerate(vit.blocks):
-        x = block(x)
-        if index >= first:
-            layers.append(x[:, prefix:])
+    with _attention_for(vit, images.device):
+        for index, block in enumerate(vit.blocks):
+            x = block(x)
+            if index >= first:
+                layers.append(x[:, vit.num_prefix_tokens :])
     # timm keeps the final norm in fc_norm for encoders that pool by the mean; the other one is the identity
     return [vit.fc_norm(vit.norm(tokens)) for tokens in layers] if final_norm else layers
+
+
+@contextmanager
+def _attention_for(vit: VisionTransformer, device: torch.device) -> Iterator[None]:
+    """Attention as plain matrix products where torch's fused one is slow: backwards in half precision on a CPU."""
+    slow = device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    modules = [block.attn for block in vit.blocks] if slow else []
+    fused = [attention for attention in modules if getattr(attention, "fused_attn", False)]
+    for attention in fused:
+        attention.fused_attn = False
+    try:
+        yield
+    finally:
+        for attention in fused:
+            attention.fused_attn = True
 
 
 def has_cls_attention(vit: VisionTransformer) -> bool:

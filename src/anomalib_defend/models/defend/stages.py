@@ -76,7 +76,9 @@ def make_optimizer(model: DefendModel, dense_lr: float, head_lr: float, student_
             {"params": blocks, "lr": dense_lr, "weight_decay": 1e-2},
             {"params": list(model.head.parameters()), "lr": head_lr, "weight_decay": 1e-2},
         ]
-    return AdamW(groups)
+    optimizer = AdamW(groups, fused=model.head.prototypes.device.type in {"cpu", "cuda"})
+    optimizer._step_supports_amp_scaling = False  # Lightning unscales the gradients, and may clip them then
+    return optimizer
 
 
 class StageSwitch(Callback):
