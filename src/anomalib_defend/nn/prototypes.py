@@ -69,7 +69,7 @@ def upsampled_similarity(embeddings: Tensor, prototypes: Tensor, size: tuple[int
         size: Resolution (height, width) to upsample to.
 
     Returns:
-        [M, height, width, K] float32.
+        [M, height, width, K] float32; in memory positions follow each other, which keeps wide registers busy.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         z = embeddings.float()
@@ -80,10 +80,10 @@ def upsampled_similarity(embeddings: Tensor, prototypes: Tensor, size: tuple[int
         i, j = (weights @ weights.T).triu().nonzero(as_tuple=True)  # the pairs that ever meet: neighbours
         mix = weights[i] * weights[j] * torch.where(i == j, 1.0, 2.0)[:, None]
         tokens = z.flatten(1, 2)
-        dots = weights.T @ (tokens @ prototypes.float().T)
+        dots = (prototypes.float() @ tokens.mT) @ weights
         inner = tokens @ tokens.mT
         squared = inner[:, i, j] @ mix
         # opposite neighbours cancel: what is left is rounding, and must not become a direction
         rounding = 1e-6 * (inner.diagonal(dim1=1, dim2=2) @ weights.square())
         length = torch.maximum(squared, rounding).clamp_min(1e-12).sqrt()
-        return (dots / length.unsqueeze(-1)).unflatten(1, size)
+        return (dots / length.unsqueeze(1)).unflatten(2, size).movedim(1, -1)

@@ -26,8 +26,11 @@ def dense_loss(similarities: Tensor, targets: Tensor) -> Tensor:
     Returns:
         Mean over crops and positions, a scalar.
     """
-    # one flat list of positions: the two-dimensional kernel is not deterministic on CUDA
-    return F.cross_entropy(similarities.float().flatten(0, 2) / TEMPERATURE, targets.flatten(0, 2))
+    # written out: torch's own loss over an image is not deterministic on CUDA
+    log_p = (similarities.float().movedim(-1, 1) / TEMPERATURE).log_softmax(dim=1)
+    if targets.is_floating_point():
+        return -(targets.movedim(-1, 1) * log_p).sum(dim=1).mean()
+    return -log_p.gather(1, targets.unsqueeze(1)).mean()
 
 
 def normalize_features(tokens: Tensor, norm: FeatureNorm) -> Tensor:
