@@ -19,9 +19,17 @@ from anomalib_defend import Defend, SemanticVOC
 import anomalib_defend.nn.prototypes as prototypes
 
 prototypes.HIDDEN_DIM = 32
-voc, out, strategy, dense_epochs, ckpt_path = sys.argv[1:]
+import anomalib_defend.models.defend.torch_model as torch_model
+
+voc, out, strategy, dense_epochs, ckpt_path, cache = sys.argv[1:]
+torch_model.CACHE_DTYPE = torch.float32
+computed, teacher_output = [0], torch_model.DefendModel.teacher_output
+def counted(self, images, guide=False):
+    computed[0] += guide * len(images)
+    return teacher_output(self, images, guide)
+torch_model.DefendModel.teacher_output = counted
 model = Defend("vit_digits_patch8_96", pre_trained=False, image_size=32, dense_epochs=int(dense_epochs),
-               distill_epochs=2, student_lr=1e-3, visualizer=False, seed=0)
+               distill_epochs=2, student_lr=1e-3, visualizer=False, seed=0, teacher_cache=cache)
 data = SemanticVOC(voc, category="dog", train_batch_size=4, eval_batch_size=4, num_workers=0)
 engine = Engine(default_root_dir=out, accelerator="cpu", devices=2, strategy=strategy,
                 enable_progress_bar=False, logger=False,
@@ -29,6 +37,7 @@ engine = Engine(default_root_dir=out, accelerator="cpu", devices=2, strategy=str
 engine.fit(model, datamodule=data, ckpt_path=ckpt_path or None)
 state = {name: value.cpu() for name, value in model.state_dict().items()}
 state["val_score"] = engine.trainer.callback_metrics["val_score"]
+state["computed"] = torch.tensor(computed)
 torch.save(state, f"{out}/rank{engine.trainer.global_rank}.pt")
 """
 
@@ -37,7 +46,7 @@ torch.save(state, f"{out}/rank{engine.trainer.global_rank}.pt")
 def train(voc, tmp_path):
     """Train with two processes; returns what each of them has in the end."""
 
-    def _train(strategy, dense_epochs, ckpt_path=""):
+    def _train(strategy, dense_epochs, ckpt_path="", cache="auto"):
         script = tmp_path / "train.py"
         script.write_text(SCRIPT)
         with socket.socket() as free:
@@ -46,7 +55,7 @@ def train(voc, tmp_path):
         source = os.path.dirname(os.path.dirname(anomalib_defend.__file__))  # noqa: PTH120
         environment = {**os.environ, "PYTHONPATH": source, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(
-            [sys.executable, script, voc, tmp_path, strategy, str(dense_epochs), str(ckpt_path)],
+            [sys.executable, script, voc, tmp_path, strategy, str(dense_epochs), str(ckpt_path), cache],
             env=environment,
             capture_output=True,
             text=True,
@@ -60,7 +69,7 @@ def train(voc, tmp_path):
 
 
 def differing(first, second):
-    return [name for name in first if not torch.allclose(first[name], second[name], rtol=0, atol=0, equal_nan=True)]
+    return {name for name in first if not torch.allclose(first[name], second[name], rtol=0, atol=0, equal_nan=True)}
 
 
 @pytest.mark.slow
@@ -69,7 +78,22 @@ def test_two_processes_agree_and_resume(train, tmp_path, strategy, dense_epochs)
     first, second = train(strategy, dense_epochs)
     # 9 training images make 2 batches of 4 on each rank
     assert first["trained_steps"].tolist() == [2 * dense_epochs, 4]
-    assert not differing(first, second)
+    assert differing(first, second) <= {"computed"}
     assert first["post_processor._image_threshold"].isfinite()
     resumed, _ = train(strategy, dense_epochs, tmp_path / "every" / "epoch=0.ckpt")
     assert not differing(first, resumed)
+    assert first["computed"] + second["computed"] == 9  # each image once
+
+
+@pytest.mark.slow
+def test_processes_share_the_cache_of_the_teacher_and_train_as_without(train, tmp_path):
+    without = train("ddp", 0, cache="off")
+    assert [rank["computed"].item() for rank in without] == [10, 10]  # 2 epochs of 5 images: one image twice
+    for cache in ("ram", "disk"):
+        ranks = train("ddp", 0, cache=cache)
+        assert [rank["computed"].item() for rank in ranks] == [5, 4]
+        for with_cache, expected in zip(ranks, without, strict=True):
+            del with_cache["computed"]
+            for name, value in with_cache.items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+    assert not list(tmp_path.rglob("teacher_cache"))
