@@ -58,7 +58,7 @@ def keep(file: Path | None, figures: dict[str, object]) -> None:
 
 
 def main() -> int:
-    """Run; a part that fails is told and does not stop the others."""
+    """Run; a part that fails is told, keeps what it has measured, and does not stop the others."""
     arguments = parse()
     options = make_options(arguments)
     torch.set_num_threads(options.threads)
@@ -73,14 +73,15 @@ def main() -> int:
     failed = []
     for name in arguments.parts or (QUICK_PARTS if options.quick else PARTS):
         start = time.perf_counter()
+        print(f"\n### {name}", flush=True)
         try:
-            part = import_module(f".{name}", __package__).run(options)
+            for result in import_module(f".{name}", __package__).run(options):
+                keep(arguments.json, result.figures)
+                print(f"\n{result.markdown}", flush=True)
         except Exception:  # the other parts go on
             traceback.print_exc()
             failed.append(name)
-            continue
-        keep(arguments.json, part.figures)
-        print(f"\n### {name} ({time.perf_counter() - start:.0f} s)\n\n{part.markdown}", flush=True)
+        print(f"\n({name}: {time.perf_counter() - start:.0f} s)", flush=True)
     if failed:
         print(f"Failed: {', '.join(failed)}.", file=sys.stderr)
     return len(failed)

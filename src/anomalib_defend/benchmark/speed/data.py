@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .networks import photographs, random_model
-from .report import Options, Part, table
+from .report import Options, Result, table
 from .timing import alternate
 from .training import OURS, STAGES, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anomalib_defend.models import Defend
 
 WORKERS = 2
@@ -59,7 +61,7 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def run(options: Options) -> Part:
+def run(options: Options) -> Iterator[Result]:
     """Measure with the first encoder, whose steps are the shortest."""
     backbone = options.backbones[0]
     model = random_model(backbone)
@@ -94,4 +96,4 @@ def run(options: Options) -> Part:
                 )
                 figures[f"stage{stage}_waiting_share_{workers}_workers"] = share
     each = ", ".join(f"{name} {1000 * median(times) / len(sample):.1f} ms" for name, times in reading.items())
-    return Part(f"{table(rows)}\n\nOne image in one process: {each}.", figures)
+    yield Result(f"{table(rows)}\n\nOne image in one process: {each}.", figures)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from anomalib_defend.models.defend.stages import make_optimizer
 from anomalib_defend.models.defend.torch_model import DefendModel
 
 from .networks import random_images, random_model
-from .report import Options, Part, table
+from .report import Options, Result, table
 
 WAYS = {"one process alone": (1, False), "two processes, apart": (2, False), "two processes, DDP": (2, True)}
 
@@ -67,7 +68,7 @@ def seconds_per_step(backbone: str, batch: int, stage: int, steps: int, way: str
         return [float(word) for file in Path(folder).glob("seconds*") for word in file.read_text().split()]
 
 
-def run(options: Options) -> Part:
+def run(options: Options) -> Iterator[Result]:
     """Measure both stages with the first encoder; the ways take turns."""
     backbone, batch = options.backbones[0], 8 if options.quick else 16
     rows: list[dict[str, object]] = []
@@ -88,4 +89,4 @@ def run(options: Options) -> Part:
             }
         )
         figures[f"stage{stage}_ddp_efficiency"] = alone / together
-    return Part(table(rows), figures)
+    yield Result(table(rows), figures)

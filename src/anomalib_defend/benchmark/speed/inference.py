@@ -21,11 +21,11 @@ from . import operations
 from .exports import CALIBRATION, export, queue_scorer, scorer
 from .machine import MatrixProducts
 from .networks import photographs, random_images, random_model
-from .report import Options, Part, table
+from .report import Options, Result, by_backbone, table
 from .timing import Times, alternate, speedup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from anomalib_defend.models import Defend
 
@@ -128,14 +128,9 @@ def _figures(times: Times, bf16_floor: float, batch: int) -> dict[str, float]:
     }
 
 
-def run(options: Options) -> Part:
-    """Measure all encoders; the figures without an encoder's name are those of the first one."""
-    text, figures = [], {}
+def run(options: Options) -> Iterator[Result]:
+    """Measure with each encoder."""
     for backbone in options.backbones:
         with tempfile.TemporaryDirectory() as folder:
-            markdown, measured = measure(backbone, options, Path(folder))
-        text.append(markdown)
-        figures.update({f"{name} {backbone}": value for name, value in measured.items()})
-        for name, value in measured.items():
-            figures.setdefault(name, value)
-    return Part("\n\n".join(text), figures)
+            markdown, figures = measure(backbone, options, Path(folder))
+        yield Result(markdown, by_backbone(figures, backbone, options))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from anomalib_defend.models.defend.torch_model import DefendModel
 
 from . import operations
-from .report import Options, Part, table
+from .report import Options, Result, table
 
 BACKBONE = "vit_base_patch16_224"
 PEAK = 312e12  # operations a second of an NVIDIA A100's dense bfloat16 products (data sheet)
@@ -31,7 +32,7 @@ JOBS = (
 )
 
 
-def run(_options: Options) -> Part:
+def run(_options: Options) -> Iterator[Result]:
     """Multiply operations, images and epochs."""
     model = DefendModel(BACKBONE, (224, 224))
     stage1, student = operations.stage1(model), operations.stage2(model, cached=True)
@@ -62,4 +63,4 @@ def run(_options: Options) -> Part:
         f"left out. Per image: stage 1 {stage1 / 1e9:.0f} GFLOP, student {student / 1e9:.0f}, teacher "
         f"{teacher / 1e9:.0f}."
     )
-    return Part(f"{table(rows)}\n\n{assumptions}")
+    yield Result(f"{table(rows)}\n\n{assumptions}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
 from unittest import mock
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from anomalib_defend.models.dn2.torch_model import DN2Model
 
 from .networks import random_images, random_model
-from .report import Options, Part, table
+from .report import Options, Result, table
 from .timing import alternate, speedup
 
 SIZE = (224, 224)
@@ -51,7 +51,7 @@ def _without_weights(create: Callable[..., nn.Module]) -> Callable[..., nn.Modul
     return create_random
 
 
-def run(options: Options) -> Part:
+def run(options: Options) -> Iterator[Result]:
     """Measure all models, one image and a batch at a time."""
     models = build()
     images = random_images(options.batch, SIZE)
@@ -73,7 +73,7 @@ def run(options: Options) -> Part:
         }
         for name, (_, computes) in models.items()
     ]
-    return Part(table(rows))
+    yield Result(table(rows))
 
 
 @torch.inference_mode()

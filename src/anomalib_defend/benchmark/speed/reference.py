@@ -16,7 +16,7 @@ from torchvision.ops import roi_align
 from anomalib_defend.models.defend.torch_model import CROP_SCALE, VIEW_SCALE, DefendModel
 from anomalib_defend.nn.crops import sample_boxes
 from anomalib_defend.nn.masking import num_kept, sample_patches
-from anomalib_defend.nn.vit import embed, patch_tokens
+from anomalib_defend.nn.vit import embed
 
 EPSILON, ITERATIONS, TEMPERATURE = 0.05, 3, 0.1
 
@@ -31,6 +31,14 @@ def forward_with_attention(vit: VisionTransformer, images: Tensor) -> tuple[Tens
         x = x + block.ls1(layer.proj((attention @ v).transpose(1, 2).flatten(2)))
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return vit.norm(x)[:, vit.num_prefix_tokens :], attention
+
+
+def forward_kept(vit: VisionTransformer, images: Tensor, keep: Tensor) -> Tensor:
+    """Patch tokens [B, M, D] of the patches to keep [B, M]: all are embedded, then some dropped; timm's own blocks."""
+    prefix, x = vit.num_prefix_tokens, embed(vit, images)
+    kept = x[:, prefix:].gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))
+    x = vit.norm(vit.blocks(torch.cat([x[:, :prefix], kept], dim=1)))
+    return x[:, prefix:]
 
 
 def assign(scores: Tensor) -> Tensor:
@@ -98,5 +106,5 @@ def distill_loss(model: DefendModel, images: Tensor) -> Tensor:
     guide = attention.mean(dim=1)[:, 0, prefix:]
     keep = sample_patches(guide, num_kept(guide.shape[1], model.mask_ratio))
     target = target.gather(1, keep[..., None].expand(-1, -1, target.shape[-1]))
-    student = patch_tokens(model.student, images, keep=keep)[-1]
+    student = forward_kept(model.student, images, keep)
     return F.mse_loss(F.normalize(student, dim=-1), F.normalize(target, dim=-1))

@@ -29,11 +29,17 @@ class Options:
 
 
 @dataclass
-class Part:
-    """Markdown for docs/measurements.md, and figures by name."""
+class Result:
+    """One table of a part: Markdown for docs/measurements.md, and figures by name."""
 
     markdown: str
     figures: dict[str, float] = field(default_factory=dict)
+
+
+def by_backbone(figures: dict[str, float], backbone: str, options: Options) -> dict[str, float]:
+    """Figures under names that tell the encoder; those of the first encoder under their plain names, too."""
+    named = {f"{name} {backbone}": value for name, value in figures.items()}
+    return {**figures, **named} if backbone == options.backbones[0] else named
 
 
 def table(rows: list[dict[str, object]]) -> str:

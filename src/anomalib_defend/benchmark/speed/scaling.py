@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from .networks import random_images, random_model
-from .report import Options, Part, table
+from .report import Options, Result, table
 from .timing import in_fresh_process, peak_mib
 from .training import OURS, STAGES, Step, make_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from anomalib_defend.models import Defend
 
@@ -86,33 +86,29 @@ def exponent(x: list[float], y: list[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def run(options: Options) -> Part:
+def run(options: Options) -> Iterator[Result]:
     """Measure with the first encoder; the size of the images grows at the smallest number of them."""
-    backbone = options.backbones[0]
+    backbone, counts = options.backbones[0], options.counts
     measured: dict[tuple[str, int, int], tuple[float, float]] = {}
-    rows: list[dict[str, object]] = []
     fits: list[dict[str, object]] = []
     for job in JOBS:
-        cells = {(count, SIDE) for count in options.counts} | {(options.counts[0], side) for side in SIDES}
-        for count, side in sorted(cells):
-            measured[job, count, side] = in_fresh_process(
-                measure, job, backbone, count, side, options.batch, options.threads
-            )
-            seconds, mib = measured[job, count, side]
+        rows: list[dict[str, object]] = []
+        for count, side in sorted({(count, SIDE) for count in counts} | {(counts[0], side) for side in SIDES}):
+            arguments = (job, backbone, count, side, options.batch, options.threads)
+            seconds, mib = measured[job, count, side] = in_fresh_process(measure, *arguments)
             rows.append({backbone: job, "images": count, "pixels": side, "s": seconds, "peak memory, MiB": mib})
-        by_count = [measured[job, count, SIDE] for count in options.counts]
-        by_side = [measured[job, options.counts[0], side] for side in SIDES]
+        yield Result(table(rows))
         fit: dict[str, object] = {"grows as a power of": job}
-        for name, x, cells_ in (
-            ("images", options.counts, by_count),
-            ("patches", [(s // 16) ** 2 for s in SIDES], by_side),
+        for name, x, cells in (
+            ("images", counts, [(job, count, SIDE) for count in counts]),
+            ("patches", [side**2 for side in SIDES], [(job, counts[0], side) for side in SIDES]),
         ):
-            for what, values in zip(("time", "memory"), zip(*cells_, strict=True), strict=True):
-                fit[f"{name}: {what}"] = exponent(list(x), list(values))
+            for index, what in enumerate(("time", "memory")):
+                fit[f"{name}: {what}"] = exponent(list(x), [measured[cell][index] for cell in cells])
         fits.append(fit)
+    yield Result(table(fits))
     if options.plot is not None:
         plot(measured, options.plot)
-    return Part(f"{table(rows)}\n\n{table(fits)}")
 
 
 def plot(measured: dict[tuple[str, int, int], tuple[float, float]], file: Path) -> None:

@@ -22,11 +22,11 @@ from anomalib_defend.models.defend.torch_model import DefendModel
 from . import operations, reference
 from .machine import MatrixProducts
 from .networks import random_images, random_model
-from .report import Options, Part, table
+from .report import Options, Result, by_backbone, table
 from .timing import alternate, in_fresh_process, peak_mib, speedup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch.optim import Optimizer
 
@@ -182,14 +182,9 @@ def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str,
     return f"{table(rows)}\n\nMatrix products meanwhile: {rates_line}.", figures
 
 
-def run(options: Options) -> Part:
-    """Measure both stages; the figures without an encoder's name are those of the first one."""
-    text, figures = [], {}
+def run(options: Options) -> Iterator[Result]:
+    """Measure both stages with each encoder."""
     for backbone in options.backbones:
         for stage in STAGES:
-            markdown, measured = measure(backbone, stage, options)
-            text.append(markdown)
-            figures.update({f"{name} {backbone}": value for name, value in measured.items()})
-            for name, value in measured.items():
-                figures.setdefault(name, value)
-    return Part("\n\n".join(text), figures)
+            markdown, figures = measure(backbone, stage, options)
+            yield Result(markdown, by_backbone(figures, backbone, options))
