@@ -10,6 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from anomalib_defend.data import SemanticCIFAR10, SemanticCIFAR100, SemanticFolder, class_folders
+from anomalib_defend.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 from miniatures import (
     CIFAR10_NAMES,
     CIFAR100_COARSE,
@@ -20,11 +25,6 @@ from miniatures import (
     write_cifar100,
     write_folder,
 )
-from PIL import Image
-from torchvision.datasets import CIFAR10
-
-from anomalib_defend.data import SemanticCIFAR10, SemanticCIFAR100, SemanticFolder, class_folders
-from anomalib_defend.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 
 def build(datamodule):

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from miniatures import COCO_LABELS, md5_of, write_coco
 
 from anomalib_defend.benchmark.coco_reading import make_folder, read_annotations, read_samples
 from anomalib_defend.data import SemanticCOCO, coco
+from miniatures import COCO_LABELS, md5_of, write_coco
 
 DOG = {*range(1, 11)}
 NOT_DOG = {*range(11, 17)}
@@ -82,7 +82,8 @@ def test_both_years_in_one_folder(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     everything = (
-        r"nowhere' is no folder; it needs .*/nowhere/annotations/instances_train2017\.json \(in http://images.*trainval2017\.zip\), "
+        r"nowhere' is no folder; it needs .*/nowhere/annotations/instances_train2017\.json "
+        r"\(in http://images.*trainval2017\.zip\), "
         r".*instances_val2017\.json .*/nowhere/train2017 .*/nowhere/val2017 \(in .*\)\. Pass download=True, or unpack"
     )
     for method in ("prepare_data", "setup"):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import md5_of, trust, write_fashion_mnist, write_folder, write_mnist
 from PIL import Image
 from torchvision.datasets import MNIST, FashionMNIST
 
 from anomalib_defend.data import SemanticFashionMNIST, SemanticFolder, SemanticMNIST
+from miniatures import md5_of, trust, write_fashion_mnist, write_folder, write_mnist
 
 DIGITS = [str(digit) for digit in range(10)]
 CLOTHES = ["T-shirt_top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
