@@ -22,8 +22,8 @@ class Spoil(Callback):
         if (trainer.current_epoch, batch_idx) == self.start:
             step = getattr(type(pl_module.model), self.method).__get__(pl_module.model)
 
-            def spoiled(images):
-                result = step(images)
+            def spoiled(*inputs):
+                result = step(*inputs)
                 return (result[0] * self.value, result[1]) if isinstance(result, tuple) else result * self.value
 
             setattr(pl_module.model, self.method, spoiled)
