@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def make_options(arguments: argparse.Namespace) -> Options:
     """What was given, and the defaults of a quick or full run."""
-    quick = Options(quick=True, backbones=Options.backbones[:1], batch=16, repeats=5)
+    quick = Options(quick=True, backbones=Options.backbones[:1], batch=16, repeats=4)
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     given.update({name: tuple(given[name]) for name in ("backbones", "counts") if name in given})
     defaults = vars(quick) if arguments.quick else {}

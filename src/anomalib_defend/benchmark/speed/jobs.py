@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
+
 from anomalib_defend.models.defend.torch_model import DefendModel
 
 from . import operations
@@ -34,7 +36,8 @@ JOBS = (
 
 def run(_options: Options) -> Iterator[Result]:
     """Multiply operations, images and epochs."""
-    model = DefendModel(BACKBONE, (224, 224))
+    with torch.device("meta"):  # its shapes alone
+        model = DefendModel(BACKBONE, (224, 224))
     stage1, student = operations.stage1(model), operations.stage2(model, cached=True)
     teacher = operations.stage2(model, cached=False) - student
     cached_bytes = model.student.patch_embed.num_patches * (2 * model.student.embed_dim + 4)
