@@ -25,18 +25,12 @@ def export(model: Defend, root: Path, compression: str, calibration: Path) -> Pa
     return model.to_openvino(root / compression, compression_type=COMPRESSIONS[compression], datamodule=data)
 
 
-def scorer(
-    xml: Path, threads: int, precision: str | None = None, shape: tuple[int, ...] | None = None
-) -> Callable[[np.ndarray], Any]:
-    """Compile an export with OpenVINO's defaults, but for threads, ``precision`` and a fixed ``shape`` of the input."""
+def scorer(xml: Path, threads: int, precision: str | None = None) -> Callable[[np.ndarray], Any]:
+    """Compile an export with OpenVINO's defaults, but for threads and ``precision``."""
     import openvino  # noqa: PLC0415 - optional extra
 
-    core = openvino.Core()
-    model = core.read_model(xml)
-    if shape is not None:
-        model.reshape(shape)
     config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
-    return core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, **config})
+    return openvino.Core().compile_model(xml, "CPU", {"INFERENCE_NUM_THREADS": threads, **config})
 
 
 def queue_scorer(xml: Path, threads: int, requests: int) -> Callable[[np.ndarray], Any]:
