@@ -19,7 +19,8 @@ TINY = "deit_tiny_patch16_224"
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # as the program sets it for its processes, but undone afterwards
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
