@@ -98,7 +98,7 @@ def test_two_constructions_give_the_same_splits(voc: Path) -> None:
 
 
 def test_nothing_found(tmp_path: Path) -> None:
-    message = r"No Pascal VOC data.*no such folder.*ImageSets/Main/<category>.*JPEGImages.*download=True.*https://"
+    message = r"No Pascal VOC data.*no such folder.*ImageSets/Main/<category>.*JPEGImages.*download=True.*https?://"
     for method in ("prepare_data", "setup"):
         with pytest.raises(FileNotFoundError, match=message):
             getattr(SemanticVOC(root=tmp_path / "nowhere", category="dog"), method)()
