@@ -1,8 +1,9 @@
-"""Checks of the model's arguments (``models.defend.arguments``: pure functions)."""
+"""Checks of the model's arguments (pure functions)."""
 
 import pytest
 
-from anomalib_defend.models.defend.arguments import as_pair, check_ranges, plan_epochs
+from anomalib_defend.models.components.arguments import as_pair, check_ranges
+from anomalib_defend.models.defend.epochs import plan_epochs
 
 
 @pytest.mark.parametrize(("size", "pair"), [(None, None), (64, (64, 64)), ((64, 96), (64, 96)), ([64, 96], (64, 96))])

@@ -2,63 +2,45 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
-from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from anomalib import LearningType
-from anomalib.data import Batch, InferenceBatch
-from anomalib.deploy import CompressionType
-from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
-from anomalib.metrics import F1Score
+from anomalib.data import Batch
 from anomalib.metrics.evaluator import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from anomalib_defend import __version__
+from anomalib_defend.models.components import NoveltyDetectorMixin
+from anomalib_defend.models.components.arguments import as_pair, check_ranges
+from anomalib_defend.models.components.checkpoints import LastEpoch
+from anomalib_defend.models.components.guard import LossGuard
+from anomalib_defend.models.components.seeds import seed_epoch
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import create_vit, data_config
-from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor, PredictionTable
+from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from anomalib_defend.pre_processing import ResizeNormalize
 
-from .arguments import as_pair, check_ranges
-from .checkpoints import (
-    VERSION_KEY,
-    AtomicCheckpointIO,
-    LastEpoch,
-    read_checkpoint,
-    verify_components,
-    verify_content,
-    verify_shapes,
-)
-from .export import calibration_images, complete_export, quantize
-from .guard import LossGuard, check_scores, check_weights
 from .loss import DistillLoss, FeatureNorm
-from .seeds import seed_epoch
 from .stages import StageSwitch, TeacherCaching, make_optimizer, plan_stages
 from .teacher_cache import CachePlace, TeacherCache
 from .torch_model import DefendModel, Masking
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_NUM_PROTOTYPES = 5
-ONNX_OPSET = 18  # what torch's exporter writes; anomalib's default of 14 makes it try, and fail, to convert down
-ARCHITECTURE = (
-    "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
-    "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm",
-)  # fmt: skip
 
 
-class Defend(AnomalibModule):
+class Defend(NoveltyDetectorMixin, AnomalibModule):
     """Multi-object novelty detection: is the normal object still in the image?
 
     Stage 1 (DEFEND, ``dense_epochs``) fine-tunes the last blocks of a pretrained ViT teacher on the normal images, with
@@ -103,6 +85,11 @@ class Defend(AnomalibModule):
         ValueError: If an argument is out of range, named with what is possible.
     """
 
+    landmark = "model.head.prototypes"
+    architecture = (
+        "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
+        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm",
+    )  # fmt: skip
     model: DefendModel
     trained_steps: torch.Tensor
     teacher_cache: TeacherCache | None = None
@@ -166,7 +153,7 @@ class Defend(AnomalibModule):
     # ------------------------------------------------------------------------------------------------- construction
 
     def _build_model(self, num_prototypes: int) -> DefendModel:
-        hparams = {name: self.hparams[name] for name in ARCHITECTURE}
+        hparams = {name: self.hparams[name] for name in self.architecture}
         size = as_pair(self.hparams.image_size) or data_config(self.hparams.backbone)["image_size"]
         hparams["crop_size"] = as_pair(hparams["crop_size"])
         if self.hparams.dense_epochs == 0:
@@ -174,28 +161,6 @@ class Defend(AnomalibModule):
         with torch.device("meta"):  # the values come with ``fit`` or a checkpoint: a command line starts without them
             model = DefendModel(image_size=size, num_prototypes=num_prototypes, **hparams)
         return model.to_empty(device=self.device)
-
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Image AUROC of the raw scores and F1 of the labels; the pixel AUROC where there are masks."""
-        return Evaluator(
-            test_metrics=[
-                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
-                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-            ],
-        )
-
-    @classmethod
-    def configure_visualizer(cls) -> ImageVisualizer:
-        """The image beside its heat map; the colours mean the same in all pictures, 1/2 is the threshold."""
-        return ImageVisualizer(fields=["image"], overlay_fields=[("image", ["anomaly_map"])])
-
-    @property
-    def learning_type(self) -> LearningType:
-        """Learns from normal images alone."""
-        return LearningType.ONE_CLASS
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -206,14 +171,16 @@ class Defend(AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The components, the table of predictions, the stages, and a checkpoint of every epoch."""
-        callbacks: list[Callback] = [*super().configure_callbacks(), PredictionTable(), StageSwitch()]
-        callbacks.append(TeacherCaching(self.hparams.teacher_cache))
+        callbacks: list[Callback] = [
+            *super().configure_callbacks(),
+            StageSwitch(),
+            TeacherCaching(self.hparams.teacher_cache),
+        ]
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
     def setup(self, stage: str) -> None:
         """At the start of ``fit``: seed, choose K and initialise the student, whether or not a checkpoint follows."""
-        if type(self.trainer.strategy.checkpoint_io) in {AnomalibCheckpointIO, TorchCheckpointIO}:  # not the user's own
-            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        super().setup(stage)
         if stage != TrainerFn.FITTING:
             return
         self._guard, self._first_epoch = LossGuard(), 0
@@ -340,84 +307,45 @@ class Defend(AnomalibModule):
         self.log("val_score", mean, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(normal))
         return batch
 
-    def test_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
-        """Score a batch."""
-        return self.predict_step(batch)
-
-    def predict_step(self, batch: Batch, *_args: object, **_kwargs: object) -> Batch:
-        """Score a batch.
-
-        Raises:
-            ValueError: If a score is NaN or infinite.
-        """
-        predictions = self.model(batch.image)
-        check_scores(predictions.pred_score, batch)
-        return batch.update(pred_score=predictions.pred_score, anomaly_map=predictions.anomaly_map)
-
-    def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
-        """Pre-process, score and post-process images; a model without trained student is refused."""
-        if not torch.compiler.is_compiling():
-            self._require_student("score images")
-        return super().forward(batch, *args, **kwargs)
-
-    def on_test_start(self) -> None:
-        """Refuse a model whose student was never trained."""
-        self._require_student("test")
-
-    def on_predict_start(self) -> None:
-        """Refuse a model whose student was never trained."""
-        self._require_student("predict")
-
-    def _require_student(self, action: str) -> None:
+    @property
+    def untrained(self) -> str:
+        """What is missing before images can be scored; empty once the student has been trained."""
         if self.trained_steps[1] > 0:
-            return
-        state = "has not been trained; give a checkpoint of a finished training (ckpt_path)"
+            return ""
         if self.trained_steps[0] > 0:
-            state = (
+            return (
                 f"comes out of stage 1 (dense fine-tuning, {int(self.trained_steps[0])} steps), before its student is "
                 "trained in stage 2 (distillation); resume the training with `anomalib fit --ckpt_path`"
             )
-        msg = f"Cannot {action}: this Defend {state}."
-        raise RuntimeError(msg)
+        return "has not been trained; give a checkpoint of a finished training (ckpt_path)"
 
     # ------------------------------------------------------------------------------------------ checkpoints and export
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the run's seed and this package's version, too.
+        """Save the run's seed, too.
 
         Raises:
             FloatingPointError: If the last loss or a weight is NaN or infinite: a good checkpoint is never replaced.
         """
         self._guard.check()
-        check_weights(checkpoint["state_dict"])
         super().on_save_checkpoint(checkpoint)
-        checkpoint[VERSION_KEY] = __version__
         checkpoint["hyper_parameters"].pop("teacher_cache", None)  # of this machine, not of the model
         if self._seed is not None:
             checkpoint["hyper_parameters"]["seed"] = self._seed
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the architecture over from the checkpoint, so that no argument has to be repeated.
-
-        Raises:
-            ValueError: If the checkpoint is of another model or version, or its weights hold NaN or infinity.
-        """
-        verify_content(checkpoint, ARCHITECTURE)
-        verify_components(checkpoint, self._checkpointable_components())
-        saved, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    def saved_arguments(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that a checkpoint brings, to test it or to go on from it."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            saved = self._resume(checkpoint)
-        elif self.trained_steps.sum() > state["trained_steps"].sum():
+            return self._resume(checkpoint)
+        if self.trained_steps.sum() > checkpoint["state_dict"]["trained_steps"].sum():
             logger.warning("The weights trained so far are replaced by those of ckpt_path, which has had fewer steps.")
-        changed = {name: value for name, value in saved.items() if self.hparams.get(name) != value}
-        self.hparams.update(changed)
-        num_prototypes = len(state["model.head.prototypes"])
-        if changed or num_prototypes != len(self.model.head.prototypes):
-            self.model = self._build_model(num_prototypes)
-        verify_shapes(checkpoint, self.state_dict())
-        super().on_load_checkpoint(checkpoint)
+        return super().saved_arguments(checkpoint)
 
-    def _resume(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    def build(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Make the networks anew, with as many prototypes as were trained."""
+        self.model = self._build_model(len(state[self.landmark]))
+
+    def _resume(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """Take up seed and epoch of a run; returns its arguments, of which ``distill_epochs`` may be another now."""
         if "optimizer_states" not in checkpoint:
             msg = "ckpt_path was saved with save_weights_only: it can be tested, but no training goes on from it."
@@ -433,42 +361,5 @@ class Defend(AnomalibModule):
         return saved
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Defend:
-        """As in every anomalib model; a file that is no checkpoint is named.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is not a checkpoint of this model and version, is damaged, or holds code.
-        """
-        if "://" not in str(checkpoint_path):
-            read_checkpoint(checkpoint_path, mmap=True)
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-
-    @classmethod
     def _default(cls, argument: str) -> Any:
         return inspect.signature(cls).parameters[argument].default
-
-    def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does; a model without trained student is refused."""
-        self._require_student("export")
-        self.eval()
-        with complete_export(Path(export_root)) as folder:
-            return Path(export_root) / super().to_torch(folder, *args, **kwargs).relative_to(folder)
-
-    def to_onnx(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does; a model without trained student is refused."""
-        self._require_student("export")
-        kwargs.setdefault("opset_version", ONNX_OPSET)
-        with complete_export(Path(export_root)) as folder:
-            path = Path(export_root) / super().to_onnx(folder, *args, **kwargs).relative_to(folder)
-        gc.collect()  # torch.export leaves a subclass of this class's name behind, with which bare names are ambiguous
-        return path
-
-    def to_openvino(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
-        """Export as anomalib does; a model without trained student, or too few images to calibrate on, are refused."""
-        if kwargs.get("compression_type") == CompressionType.INT8_PTQ:
-            calibration_images(kwargs.get("datamodule"))
-        with complete_export(Path(export_root)) as folder:
-            return Path(export_root) / super().to_openvino(folder, *args, **kwargs).relative_to(folder)
-
-    _post_training_quantization_ov = staticmethod(quantize)

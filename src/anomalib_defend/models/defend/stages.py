@@ -21,7 +21,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from .arguments import plan_epochs
+from .epochs import plan_epochs
 from .teacher_cache import RAM, CacheLayout, CachePlace, TeacherCache, choose_place, fingerprint, reserve
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def read_checkpoint(
     except pickle.UnpicklingError as error:
         msg = (
             f"{where} is refused: it holds Python objects, whose code would run when they are loaded. Checkpoints of "
-            "Defend hold tensors and plain data alone."
+            "this package hold tensors and plain data alone."
         )
         raise ValueError(msg) from error
     except (EOFError, RuntimeError) as error:
@@ -118,15 +118,21 @@ def read_checkpoint(
     return checkpoint
 
 
-def verify_content(checkpoint: Mapping[str, Any], arguments: Collection[str]) -> None:
-    """Check that a checkpoint is of Defend, names the ``arguments`` of its networks, and holds finite weights.
+def verify_content(checkpoint: Mapping[str, Any], model: str, landmark: str, arguments: Collection[str]) -> None:
+    """Check that a checkpoint is of the right model, names its networks' arguments, and holds finite weights.
+
+    Args:
+        checkpoint: What ``read_checkpoint`` returns.
+        model: Name of the model.
+        landmark: A tensor that the checkpoints of this model hold, and those of no other.
+        arguments: Names of the arguments that its networks are built from.
 
     Raises:
         ValueError: If it is not.
     """
     state = checkpoint["state_dict"]
-    if "model.head.prototypes" not in state:
-        msg = "ckpt_path is not a checkpoint of Defend: train one with `anomalib train --model Defend ...`."
+    if landmark not in state:
+        msg = f"ckpt_path is not a checkpoint of {model}: train one with `anomalib train --model {model} ...`."
         raise ValueError(msg)
     absent = sorted(set(arguments) - checkpoint.get("hyper_parameters", {}).keys())
     if absent:
@@ -147,8 +153,14 @@ def verify_components(checkpoint: Mapping[str, Any], components: Mapping[str, nn
         config: dict[str, Any] = getattr(component, "checkpoint_config", dict)()
         if checkpoint.get(key, config).keys() != config.keys():
             name = type(component).__name__
-            msg = f"ckpt_path was trained with another component than {name}: give Defend the same one ({key})."
+            msg = f"ckpt_path was trained with another component than {name}: give the model the same one ({key})."
             raise ValueError(msg)
+
+
+def differing(own: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the networks' tensors that are not in both state dicts, with the same shape."""
+    names = sorted(name for name in own.keys() | saved.keys() if name.startswith("model."))
+    return [name for name in names if name not in own or name not in saved or own[name].shape != saved[name].shape]
 
 
 def verify_shapes(checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
@@ -157,11 +169,9 @@ def verify_shapes(checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor]
     Raises:
         ValueError: If they are not.
     """
-    state = checkpoint["state_dict"]
-    names = sorted(name for name in own.keys() | state.keys() if name.startswith("model."))
-    differing = [name for name in names if name not in own or name not in state or own[name].shape != state[name].shape]
-    if differing:
-        raise ValueError(_other_version(checkpoint, f"other shapes of {', '.join(differing[:3])}"))
+    names = differing(own, checkpoint["state_dict"])
+    if names:
+        raise ValueError(_other_version(checkpoint, f"other shapes of {', '.join(names[:3])}"))
 
 
 def _other_version(checkpoint: Mapping[str, Any], difference: str) -> str:
