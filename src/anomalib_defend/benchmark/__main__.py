@@ -1,0 +1,87 @@
+"""Compare models: run a comparison's cells, or report what they have brought.
+
+``python -m anomalib_defend.benchmark run configs/benchmark/reduced.yaml --set weights=... voc=...``
+``python -m anomalib_defend.benchmark report configs/benchmark/reduced.yaml --out table.md --plots plots``
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+RESULTS = Path("runs/benchmark")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m anomalib_defend.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the cells that are missing")
+    run.add_argument("config", type=Path, help="YAML file of a comparison")
+    run.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="replace values under variables: in the file"
+    )
+    run.add_argument("--results", type=Path, help=f"folder of the results; default: {RESULTS}/<name of the file>")
+    run.add_argument("--jobs", type=int, default=1, help="cells side by side")
+    run.add_argument("--threads", type=int, default=1, help="torch threads of each cell")
+    run.add_argument("--dry-run", action="store_true", help="only print the cells and the time budget")
+    report = commands.add_parser("report", help="tables and plots of the finished cells")
+    report.add_argument("results", type=Path, nargs="+", help="folder(s) of results, or their YAML file(s)")
+    report.add_argument("--out", type=Path, help="Markdown file; default: the screen")
+    report.add_argument("--plots", type=Path, help="folder of the plots")
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything, run what is missing, and tell what has failed."""
+    from .comparison.build import check, complete  # noqa: PLC0415 - the help needs no torch
+    from .comparison.driver import run as run_cells  # noqa: PLC0415
+    from .comparison.plan import load, save  # noqa: PLC0415
+
+    variables = dict(pair.partition("=")[::2] for pair in arguments.set)
+    comparison = complete(load(arguments.config, variables))
+    sizes = check(comparison)
+    folder = arguments.results or RESULTS / comparison.name
+    if not arguments.dry_run:
+        save(comparison, folder)
+    failed = run_cells(
+        comparison,
+        sizes,
+        folder,
+        jobs=arguments.jobs,
+        threads=arguments.threads,
+        dry_run=arguments.dry_run,
+        echo=lambda line: print(line, flush=True),
+    )
+    for cell, error in failed.items():
+        print(f"FAILED {cell}: {error}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} cell(s) failed; their logs are in {folder}/*/log.txt.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input is one line on the screen."""
+    options = parse(arguments)
+    warnings.simplefilter("ignore")  # anomalib's own imports
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    logging.getLogger().setLevel(logging.WARNING)
+    from .comparison.plan import ComparisonError  # noqa: PLC0415
+
+    try:
+        return run(options)
+    except ComparisonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""A comparison's YAML file, expanded into cells: model x data x category x seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import anomalib
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anomalib_defend import __version__
+
+Settings = dict[str, Any]
+PLAN = "comparison.json"
+
+_KEYS = {"title", "variables", "reference", "accelerator", "seeds", "trainer", "models", "data", "cells"}
+_MODEL_KEYS = {"class_path", "init_args", "trainer"}
+_DATA_KEYS = {"class_path", "init_args", "categories", "category_argument", "model_args", "paper"}
+_BLOCK_KEYS = {"models", "data", "categories", "seeds", "model_args", "data_args", "trainer"}
+_PATHS = ("root", "weights", "fake_dir")  # made absolute, because a cell runs in its own folder
+
+
+class ComparisonError(ValueError):
+    """Something in the YAML file, or something that it names, cannot be used."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        model: Name of the model in the table, a column.
+        data: Name of the data in the table, a group of rows.
+        category: Name of the category in the table, a row.
+        seed: Seed of model, data and training.
+        model_settings: ``class_path`` and ``init_args``.
+        data_settings: ``class_path`` and ``init_args``.
+        trainer: Arguments of Lightning's ``Trainer``.
+        accelerator: ``cpu`` or ``cuda``.
+    """
+
+    model: str
+    data: str
+    category: str
+    seed: int
+    model_settings: Settings
+    data_settings: Settings
+    trainer: Settings
+    accelerator: str
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything that a result depends on: settings and versions."""
+        versions = {"anomalib": anomalib.__version__, "anomalib_defend": __version__}
+        return _digest({**asdict(self), **versions})
+
+    @cached_property
+    def variant(self) -> str:
+        """Hash of the model's settings without what differs from cell to cell: equal ones cost the same per pixel."""
+        init_args = {k: v for k, v in self.model_settings["init_args"].items() if k not in {"seed", "image_size"}}
+        return _digest([self.model_settings["class_path"], init_args, self.trainer, self.accelerator])
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's folder: readable, and one of its own."""
+        name = "__".join([self.model, self.data, self.category, f"seed{self.seed}"])
+        slug = re.sub(r"[^\w.+-]+", "-", name)[:120]
+        return slug if slug == name else f"{slug}-{_digest(name)[:6]}"
+
+    @property
+    def job(self) -> Settings:
+        """The job file of anomalib's benchmark pipeline."""
+        job = {"seed": self.seed, "model": self.model_settings, "data": self.data_settings}
+        return {"accelerator": self.accelerator, "benchmark": job}
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.model} | {self.data} | {self.category} | seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a YAML file asks for.
+
+    Attributes:
+        name: Name of the file without its ending.
+        title: Heading of the report.
+        reference: The model with which the others are compared.
+        models: Names of the models in order.
+        data: Names of the data in order.
+        papers: For data that a paper's table has, the table's name in ``papers.yaml``.
+        cells: All runs.
+        source: The YAML file.
+    """
+
+    name: str
+    title: str
+    reference: str
+    models: list[str]
+    data: list[str]
+    papers: dict[str, str]
+    cells: list[Cell]
+    source: str = field(default="", compare=False)
+
+
+def load(file: Path | str, variables: Mapping[str, str] | None = None, accelerator: str = "cpu") -> Comparison:
+    """Read a YAML file.
+
+    Args:
+        file: The YAML file, as in ``configs/benchmark``.
+        variables: Replace those of the same name under ``variables:``.
+        accelerator: Where the file names none.
+
+    Raises:
+        ComparisonError: If the file is malformed; names file and key.
+    """
+    file = Path(file)
+    try:
+        config = OmegaConf.load(file)
+        if not isinstance(config, DictConfig):
+            msg = f"{file} must hold a mapping with the keys {_listed(sorted(_KEYS))}."
+            raise ComparisonError(msg)
+        known = set(config.get("variables") or {})
+        for name, value in (variables or {}).items():
+            if name not in known:
+                msg = f"{file}: variables has no {name!r}, only {_listed(known)}."
+                raise ComparisonError(msg)
+            config.variables[name] = value
+        content: Any = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        msg = f"{file}: {error}"
+        raise ComparisonError(msg) from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            msg = f"{file} is not valid YAML: {error}"
+            raise ComparisonError(msg) from error
+        raise
+    return _expand(content, file, accelerator)
+
+
+def save(comparison: Comparison, folder: Path) -> None:
+    """Leave the plan beside the results, where the report finds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{PLAN}.part"
+    part.write_text(json.dumps(asdict(comparison), indent=2))
+    part.replace(folder / PLAN)
+
+
+def read_plan(folder: Path) -> Comparison:
+    """Read what ``save`` has left.
+
+    Raises:
+        ComparisonError: If there is no such file.
+    """
+    try:
+        content = json.loads((folder / PLAN).read_text())
+        return Comparison(**{**content, "cells": [Cell(**cell) for cell in content["cells"]]})
+    except (OSError, ValueError, TypeError) as error:
+        msg = f"{folder} holds no results of `python -m anomalib_defend.benchmark run`: {error}"
+        raise ComparisonError(msg) from error
+
+
+def _expand(content: Any, file: Path, accelerator: str) -> Comparison:
+    where = str(file)
+    _check(content, _KEYS, where, required=("models", "data", "seeds"))
+    models, data = content["models"], content["data"]
+    for kind, entries, keys in (("models", models, _MODEL_KEYS), ("data", data, _DATA_KEYS)):
+        _check(entries, None, f"{where}: {kind}")
+        for name, entry in entries.items():
+            _check(entry, keys, f"{where}: {kind}.{name}", required=("class_path",))
+    reference = content.get("reference", next(iter(models)))
+    _pick([reference], models, f"{where}: reference")
+    cells: dict[tuple[str, str, str, int], Cell] = {}
+    for number, block in enumerate(content.get("cells") or [{}]):
+        here = f"{where}: cells[{number}]"
+        _check(block, _BLOCK_KEYS, here)
+        chosen = _pick(block.get("models"), models, f"{here}.models"), _pick(block.get("data"), data, f"{here}.data")
+        for model, dataset in product(*chosen):
+            named = _categories(data[dataset], f"{where}: data.{dataset}.categories")
+            categories = _pick(block.get("categories"), named, f"{here}.categories")
+            for category, seed in product(categories, _seeds(block.get("seeds", content["seeds"]), here)):
+                cell = Cell(
+                    model,
+                    dataset,
+                    category,
+                    seed,
+                    _settings(models[model], data[dataset].get("model_args"), block.get("model_args")),
+                    _data_settings(data[dataset], named[category], block.get("data_args")),
+                    {
+                        **(content.get("trainer") or {}),
+                        **(models[model].get("trainer") or {}),
+                        **block.get("trainer", {}),
+                    },
+                    content.get("accelerator", accelerator),
+                )
+                cells[model, dataset, category, seed] = cell
+    return Comparison(
+        file.stem,
+        content.get("title", file.stem),
+        reference,
+        [name for name in models if any(cell.model == name for cell in cells.values())],
+        [name for name in data if any(cell.data == name for cell in cells.values())],
+        {name: entry["paper"] for name, entry in data.items() if "paper" in entry},
+        list(cells.values()),
+        str(file),
+    )
+
+
+def _settings(entry: Settings, *overrides: Settings | None) -> Settings:
+    init_args = dict(entry.get("init_args") or {})
+    for override in overrides:
+        init_args.update(override or {})
+    return {"class_path": entry["class_path"], "init_args": _absolute(init_args)}
+
+
+def _data_settings(entry: Settings, category: Any, override: Settings | None) -> Settings:
+    settings = OmegaConf.create(_settings(entry, override))
+    if category is not None:
+        OmegaConf.update(settings, f"init_args.{entry.get('category_argument', 'category')}", category)
+    result: Any = OmegaConf.to_container(settings)
+    return result
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: str(Path(item).expanduser().absolute()) if key in _PATHS and isinstance(item, str) else _absolute(item)
+            for key, item in value.items()
+        }
+    return value
+
+
+def _categories(entry: Settings, where: str) -> dict[str, Any]:
+    """Names of the rows, and what the datamodule's argument gets."""
+    categories = entry.get("categories")
+    if categories is None:
+        return {"all": None}
+    if isinstance(categories, Mapping):
+        return {str(name): value for name, value in categories.items()}
+    if not isinstance(categories, Sequence) or isinstance(categories, str):
+        msg = f"{where} must be a list, or a mapping from the row's name to the category, got {categories!r}."
+        raise ComparisonError(msg)
+    return {"+".join(map(str, value)) if isinstance(value, list) else str(value): value for value in categories}
+
+
+def _seeds(seeds: Any, where: str) -> list[int]:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        msg = f"{where}: seeds must be a list of whole numbers, got {seeds!r}."
+        raise ComparisonError(msg)
+    return seeds
+
+
+def _pick(chosen: Any, known: Mapping[str, Any], where: str) -> list[str]:
+    if chosen is None:
+        return list(known)
+    chosen = [chosen] if isinstance(chosen, str | int) else chosen
+    unknown = [name for name in chosen if str(name) not in known]
+    if unknown:
+        msg = f"{where}: unknown {_listed(unknown)}; there is {_listed(known)}."
+        raise ComparisonError(msg)
+    return [str(name) for name in chosen]
+
+
+def _check(entry: Any, keys: set[str] | None, where: str, required: Sequence[str] = ()) -> None:
+    if not isinstance(entry, Mapping):
+        msg = f"{where} must be a mapping, got {entry!r}."
+        raise ComparisonError(msg)
+    unknown = [] if keys is None else [key for key in entry if key not in keys]
+    if unknown:
+        msg = f"{where}: unknown key {_listed(unknown)}; possible are {_listed(sorted(keys or ()))}."
+        raise ComparisonError(msg)
+    missing = [key for key in required if not entry.get(key)]
+    if missing:
+        msg = f"{where}: {_listed(missing)} is missing."
+        raise ComparisonError(msg)
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(str, names)) or "none"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
