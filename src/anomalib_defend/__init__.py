@@ -26,11 +26,12 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, Defend
+    from anomalib_defend.models import DN2, ARNet, Defend
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "ARNet": "anomalib_defend.models",
     "DN2": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
     "SemanticCIFAR10": "anomalib_defend.data",
@@ -44,6 +45,7 @@ _EXPORTS = {
 
 __all__ = [
     "DN2",
+    "ARNet",
     "Defend",
     "SemanticCIFAR10",
     "SemanticCIFAR100",

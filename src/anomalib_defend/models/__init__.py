@@ -2,9 +2,10 @@
 
 from anomalib_defend._autoload import register_models
 
+from .arnet import ARNet
 from .defend import Defend
 from .dn2 import DN2
 
-__all__ = ["DN2", "Defend"]
+__all__ = ["DN2", "ARNet", "Defend"]
 
 register_models()
