@@ -68,6 +68,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """Write tables and plots."""
+    from .comparison.report import Table  # noqa: PLC0415
+
+    folders = [path if path.is_dir() else RESULTS / path.stem for path in arguments.results]
+    table = Table(folders)
+    text = table.markdown()
+    if arguments.out is None:
+        print(text)
+    else:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text, encoding="utf-8")
+    if arguments.plots is not None:
+        from .comparison.plots import save_plots  # noqa: PLC0415
+
+        for path in save_plots(table, arguments.plots):
+            print(path)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input is one line on the screen."""
     options = parse(arguments)
@@ -77,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     from .comparison.plan import ComparisonError  # noqa: PLC0415
 
     try:
-        return run(options)
+        return run(options) if options.command == "run" else report(options)
     except ComparisonError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import resource
 import sys
 import threading
@@ -29,6 +28,8 @@ from anomalib.pipelines.benchmark.job import BenchmarkJob
 from anomalib.pipelines.components.runners import SerialRunner
 from anomalib.utils.config import flatten_dict
 from lightning.pytorch import Callback, Trainer, seed_everything
+
+from anomalib_defend.benchmark.speed.machine import describe
 
 from .build import build
 
@@ -72,12 +73,10 @@ class Measure(Callback):
             "images_per_second": len(self._rows) / seconds,  # reading the files and computing the metrics included
             "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s)",
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+            "machine": describe(torch.get_num_threads()),
         }
-        if torch.cuda.is_available():
-            measured["machine"] = torch.cuda.get_device_name()
+        if pl_module.device.type == "cuda":
+            measured["machine"] = f"{torch.cuda.get_device_name()}; {measured['machine']}"
             measured["peak_gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         Path(MEASURED).write_text(json.dumps(measured, indent=2))
 
