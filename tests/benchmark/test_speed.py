@@ -2,17 +2,20 @@
 
 import json
 import math
+import os
+import signal
 import time
 
 import pytest
 import torch
 
 from anomalib_defend.benchmark.speed import __main__ as program
-from anomalib_defend.benchmark.speed import ddp, jobs, operations, reference, scaling
+from anomalib_defend.benchmark.speed import ddp, exports, jobs, operations, reference, scaling
+from anomalib_defend.benchmark.speed.memory import step_memory
 from anomalib_defend.benchmark.speed.networks import photographs, random_images, random_model
 from anomalib_defend.benchmark.speed.report import Options, Result, table
 from anomalib_defend.benchmark.speed.timing import alternate, in_fresh_process, peak_mib, speedup
-from anomalib_defend.benchmark.speed.training import OURS, STAGES, Step, make_cache, step_memory
+from anomalib_defend.benchmark.speed.training import OURS, STAGES, Step, make_cache
 
 DIGITS = "vit_digits_patch8_96"
 TINY = "deit_tiny_patch16_224"
@@ -137,7 +140,7 @@ def test_a_quick_run_does_less():
 def test_scaling_fits_exponents_and_plots(tmp_path):
     assert scaling.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     measured = {
-        (job, count, side): (count * side / 1e3, count / 10)
+        (job, count, side): scaling.Cost(count * side / 1e3, count / 10)
         for job in scaling.JOBS
         for count, side in [(250, 112), (250, 224), (500, 224)]
     }
@@ -147,9 +150,10 @@ def test_scaling_fits_exponents_and_plots(tmp_path):
 
 @pytest.mark.parametrize("job", scaling.JOBS)
 def test_work_covers_all_images(job):
-    seconds, mib = scaling.measure(job, DIGITS, 5, 96, 2, 1)
-    assert seconds > 0
-    assert math.isfinite(mib)
+    cost = scaling.measure(job, DIGITS, 5, 96, 2, 1, True)
+    assert cost.seconds > 0
+    assert math.isfinite(cost.mib)
+    assert (cost.cache_mib > 0) == (job == "stage 2")
 
 
 def test_jobs_add_up():
@@ -163,6 +167,26 @@ def test_images_of_a_folder(tmp_path):
     assert photographs(tmp_path, 3, tmp_path / "unused") == [*paths, paths[0]]
     with pytest.raises(ValueError, match="holds no"):
         photographs(tmp_path / "nothing", 3, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_after_scoring_does_no_harm(tmp_path):
+    assert in_fresh_process(_score_and_signal, tmp_path / "model.xml") == 1.0
+
+
+def _score_and_signal(xml):
+    import openvino
+    from openvino import opset13
+
+    image = opset13.parameter([1], float)
+    openvino.save_model(openvino.Model([opset13.relu(image)], [image]), xml)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    scorers = {precision: exports.scorer(xml, 1, precision) for precision in ("f32", "bf16")}
+    score = scorers["f32"](torch.ones(1).numpy())[0].item()
+    scorers.pop("f32")  # in the order in which a dictionary goes
+    scorers.clear()
+    os.kill(os.getpid(), signal.SIGCHLD)
+    return score
 
 
 @pytest.mark.slow

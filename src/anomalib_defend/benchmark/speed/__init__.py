@@ -2,7 +2,7 @@
 
 ``python -m anomalib_defend.benchmark.speed --quick --json FILE``
 
-Reading order: `reference` (the published procedure), then the parts: `training`, `inference` (of `exports`), `peers`,
-`data`, `ddp`, `scaling`, `jobs`. Below them: `networks`, `operations` (what must be computed), `machine` (how fast that
-could be), `timing`, `report`.
+Reading order: `reference` (the published procedure), then the parts: `training`, `memory`, `inference` (of `exports`),
+`peers`, `data`, `ddp`, `scaling`, `jobs`. Below them: `networks`, `operations` (what must be computed), `machine` (how
+fast that could be), `timing`, `report`.
 """

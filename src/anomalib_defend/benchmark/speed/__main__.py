@@ -16,8 +16,8 @@ import torch
 from .machine import describe
 from .report import Options
 
-PARTS = ("training", "inference", "peers", "data", "ddp", "scaling", "jobs")
-QUICK_PARTS = ("training", "inference", "data", "jobs")
+PARTS = ("training", "memory", "inference", "peers", "data", "ddp", "scaling", "jobs")
+QUICK_PARTS = ("training", "memory", "inference", "data", "jobs")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

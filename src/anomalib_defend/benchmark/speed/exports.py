@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from anomalib.data import Folder
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import openvino
 
     from anomalib_defend.models import Defend
 
@@ -25,12 +28,23 @@ def export(model: Defend, root: Path, compression: str, calibration: Path) -> Pa
     return model.to_openvino(root / compression, compression_type=COMPRESSIONS[compression], datamodule=data)
 
 
-def scorer(xml: Path, threads: int, precision: str | None = None) -> Callable[[np.ndarray], Any]:
-    """Compile an export with OpenVINO's defaults, but for threads and ``precision``."""
+@functools.cache
+def _core() -> openvino.Core:
+    """One for all models.
+
+    The first model that a core compiles gives the process a stack for its signals, and the core's end gives back the
+    one before: of several cores the last to go may give back one that is freed already, and the next signal, such as
+    the end of a data loader's worker, ends the process (OpenVINO 2026.4).
+    """
     import openvino  # noqa: PLC0415 - optional extra
 
+    return openvino.Core()
+
+
+def scorer(xml: Path, threads: int, precision: str | None = None) -> Callable[[np.ndarray], Any]:
+    """Compile an export with OpenVINO's defaults, but for threads and ``precision``."""
     config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
-    return openvino.Core().compile_model(xml, "CPU", {"INFERENCE_NUM_THREADS": threads, **config})
+    return _core().compile_model(xml, "CPU", {"INFERENCE_NUM_THREADS": threads, **config})
 
 
 def queue_scorer(xml: Path, threads: int, requests: int) -> Callable[[np.ndarray], Any]:
@@ -38,7 +52,7 @@ def queue_scorer(xml: Path, threads: int, requests: int) -> Callable[[np.ndarray
     import openvino  # noqa: PLC0415 - optional extra
 
     config = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(requests), "INFERENCE_NUM_THREADS": threads}
-    queue = openvino.AsyncInferQueue(openvino.Core().compile_model(xml, "CPU", config), requests)
+    queue = openvino.AsyncInferQueue(_core().compile_model(xml, "CPU", config), requests)
 
     def score(images: np.ndarray) -> None:
         for part in np.array_split(images, min(requests, len(images))):

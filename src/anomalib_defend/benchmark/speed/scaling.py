@@ -1,13 +1,15 @@
 """Time and memory as the work grows: by number of images, and by their size.
 
-Stage 1: an epoch. Stage 2: two epochs, of which the first one fills the cache. Scoring: every image once.
+Stage 1: an epoch. Stage 2: two epochs, of which the first one fills the cache. Scoring: every image once. The cache, a
+file that is mapped into memory, is told apart: it grows with the images by design, and is bounded or left out by
+``teacher_cache``.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,19 @@ JOBS = ("stage 1", "stage 2", "scoring")
 SIDES, SIDE = (112, 224, 336), 224  # pixels, and the size at which the number of images grows
 
 
+class Cost(NamedTuple):
+    """What a job takes."""
+
+    seconds: float
+    mib: float
+    """Peak memory beyond the networks, and beyond the cache."""
+    cache_mib: float = 0.0
+
+
+Costs = dict[tuple[str, int, int], Cost]
+"""By job, number of images and their side."""
+
+
 class Work:
     """One job on generated images, batch by batch.
 
@@ -34,10 +49,12 @@ class Work:
         defend: The model.
         count: Number of images.
         batch: Images of a step.
+        cpu_time: Measure this process's own time on all cores together, not elapsed time.
     """
 
-    def __init__(self, job: str, defend: Defend, count: int, batch: int) -> None:
+    def __init__(self, job: str, defend: Defend, count: int, batch: int, cpu_time: bool) -> None:
         self.defend, self.model, self.batch = defend, defend.model, batch
+        self.clock = time.process_time if cpu_time else time.perf_counter
         self.count = -(-count // batch) * batch
         self.images = random_images(batch, self.model.image_size)
         self.step = Step(self.model, self.images, STAGES[1][OURS[1]])
@@ -68,17 +85,18 @@ class Work:
             for first in range(0, self.count, self.batch):
                 self.images = self.step.images = random_images(self.batch, self.model.image_size)
                 self.step.names = [str(first + number) for number in range(self.batch)]
-                start = time.perf_counter()
+                start = self.clock()
                 step()
-                self.seconds += time.perf_counter() - start
+                self.seconds += self.clock() - start
 
 
-def measure(job: str, backbone: str, count: int, side: int, batch: int, threads: int) -> tuple[float, float]:
-    """Seconds, and peak memory in MiB beyond the networks; to be called in a fresh process."""
+def measure(job: str, backbone: str, count: int, side: int, batch: int, threads: int, cpu_time: bool) -> Cost:
+    """Cost of a job; to be called in a fresh process."""
     torch.set_num_threads(threads)
-    work = Work(job, random_model(backbone, side), count, batch)
+    work = Work(job, random_model(backbone, side), count, batch, cpu_time)
     peak = peak_mib(work)
-    return work.seconds, peak
+    cache = 0.0 if work.step.cache is None else work.step.cache.layout.bytes / 2**20
+    return Cost(work.seconds, peak - cache, cache)
 
 
 def exponent(x: list[float], y: list[float]) -> float:
@@ -89,14 +107,15 @@ def exponent(x: list[float], y: list[float]) -> float:
 def run(options: Options) -> Iterator[Result]:
     """Measure with the first encoder; the size of the images grows at the smallest number of them."""
     backbone, counts = options.backbones[0], options.counts
-    measured: dict[tuple[str, int, int], tuple[float, float]] = {}
+    measured: Costs = {}
     fits: list[dict[str, object]] = []
     for job in JOBS:
         rows: list[dict[str, object]] = []
         for count, side in sorted({(count, SIDE) for count in counts} | {(counts[0], side) for side in SIDES}):
-            arguments = (job, backbone, count, side, options.batch, options.threads)
-            seconds, mib = measured[job, count, side] = in_fresh_process(measure, *arguments)
-            rows.append({backbone: job, "images": count, "pixels": side, "s": seconds, "peak memory, MiB": mib})
+            arguments = (job, backbone, count, side, options.batch, options.threads, options.cpu_time)
+            cost = measured[job, count, side] = in_fresh_process(measure, *arguments)
+            row = {backbone: job, "images": count, "pixels": side, "s": cost.seconds, "peak memory, MiB": cost.mib}
+            rows.append({**row, "and the cache, MiB": cost.cache_mib or None})
         yield Result(table(rows))
         fit: dict[str, object] = {"grows as a power of": job}
         for name, x, cells in (
@@ -111,7 +130,7 @@ def run(options: Options) -> Iterator[Result]:
         plot(measured, options.plot)
 
 
-def plot(measured: dict[tuple[str, int, int], tuple[float, float]], file: Path) -> None:
+def plot(measured: Costs, file: Path) -> None:
     """Time and memory by number of images and by size, all axes logarithmic."""
     import matplotlib as mpl  # noqa: PLC0415
 

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,13 @@ def speedup(times: Times, slow: str, fast: str) -> float:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a function of a module in a process of its own, which starts with nothing in memory."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    """Call a function of a module in a process of its own, which starts with nothing in memory.
+
+    Raises:
+        BrokenProcessPool: If the process dies.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
 
 
 def peak_mib(call: Callable[[], object]) -> float:

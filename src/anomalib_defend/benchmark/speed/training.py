@@ -1,4 +1,4 @@
-"""Training steps of both stages beside the published procedure: time, memory, and share of the floor.
+"""Training steps of both stages beside the published procedure: time, and share of the floor.
 
 A step is forward, backward and AdamW, on images that are in memory already.
 """
@@ -23,7 +23,7 @@ from . import operations, reference
 from .machine import MatrixProducts
 from .networks import random_images, random_model
 from .report import Options, Result, by_backbone, table
-from .timing import alternate, in_fresh_process, peak_mib, speedup
+from .timing import alternate, speedup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,7 +115,7 @@ class Step:
         self.model.zero_grad()
 
     def twice(self) -> None:
-        """Make two steps: the second one has AdamW's state, too."""
+        """Make two steps."""
         self()
         self()
 
@@ -133,15 +133,6 @@ def make_steps(backbone: str, batch: int, stage: int) -> dict[str, Step]:
     return {name: Step(model, images, contender) for name, contender in STAGES[stage].items()}
 
 
-def step_memory(backbone: str, batch: int, stage: int, name: str, threads: int) -> float:
-    """Peak memory of two steps beyond model and images, in MiB; to be called in a fresh process."""
-    torch.set_num_threads(threads)
-    model = random_model(backbone).model
-    images = random_images(batch, model.image_size)
-    step = Step(model, images, STAGES[stage][name])
-    return peak_mib(step.twice)
-
-
 def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str, float]]:
     """Table and figures of one stage with one encoder."""
     steps = make_steps(backbone, options.batch, stage)
@@ -151,11 +142,6 @@ def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str,
     times = alternate({**steps, **{str(dtype): call for dtype, call in rates.items()}}, options.repeats, options.clock)
     floors: dict[str, float] = {}
     rows: list[dict[str, object]] = []
-    memory = {
-        name: in_fresh_process(step_memory, backbone, options.batch, stage, name, options.threads)
-        for name in steps
-        if not options.quick or (stage == 1 and name in {"published", OURS[1]})
-    }
     for name, step in steps.items():
         contender = step.contender
         dtype = torch.bfloat16 if contender.bf16 else torch.float32
@@ -167,7 +153,6 @@ def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str,
                 f"stage {stage}, {backbone}": name,
                 "ms per image": 1000 * median(times[name]) / options.batch,
                 "times as fast": speedup(times, "published", name),
-                "peak memory, MiB": memory.get(name),
                 "share of its floor": floors[name],
                 "GFLOP per image": flop / 1e9,
             }
@@ -176,8 +161,6 @@ def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str,
         f"stage{stage}_speedup": speedup(times, "published", OURS[stage]),
         f"stage{stage}_fraction_of_floor": floors[OURS[stage]],
     }
-    if memory:
-        figures[f"stage{stage}_memory_ratio"] = memory[OURS[stage]] / memory["published"]
     rates_line = ", ".join(f"{call.flop / median(times[str(d)]) / 1e9:.0f} GFLOP/s {d}" for d, call in rates.items())
     return f"{table(rows)}\n\nMatrix products meanwhile: {rates_line}.", figures
 
