@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 def floors():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = map(Requirement, project["dependencies"] + project["optional-dependencies"]["openvino"])
+    extras = project["optional-dependencies"]
+    requirements = map(Requirement, project["dependencies"] + extras["openvino"] + extras["fitymi"])
     return {r.name: Version(s.version) for r in requirements for s in r.specifier if s.operator == ">="}
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, ARNet, Defend
+    from anomalib_defend.models import DN2, ARNet, Defend, Fitymi
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ _EXPORTS = {
     "ARNet": "anomalib_defend.models",
     "DN2": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
+    "Fitymi": "anomalib_defend.models",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
     "SemanticCOCO": "anomalib_defend.data",
@@ -47,6 +48,7 @@ __all__ = [
     "DN2",
     "ARNet",
     "Defend",
+    "Fitymi",
     "SemanticCIFAR10",
     "SemanticCIFAR100",
     "SemanticCOCO",

@@ -5,7 +5,8 @@ from anomalib_defend._autoload import register_models
 from .arnet import ARNet
 from .defend import Defend
 from .dn2 import DN2
+from .fitymi import Fitymi
 
-__all__ = ["DN2", "ARNet", "Defend"]
+__all__ = ["DN2", "ARNet", "Defend", "Fitymi"]
 
 register_models()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
+from anomalib_defend.nn.neighbors import neighbor_distance
 from anomalib_defend.nn.vit import data_config
 
 Feature = Literal["cls", "mean_patch"]
@@ -77,17 +78,6 @@ class DN2Model(nn.Module):
         if memory is not None:  # of as many images as it was trained with
             self.memory = memory.new_empty(memory.shape, device=self.memory.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def neighbor_distance(features: Tensor, memory: Tensor, num_neighbors: int) -> Tensor:
-    """Mean squared Euclidean distance of features [B, D] to their nearest ``num_neighbors`` of memory [M, D]: [B].
-
-    Between unit vectors that is twice the cosine distance. A memory of fewer vectors is used whole.
-    """
-    products = features @ memory.T
-    distances = features.square().sum(1, keepdim=True) + memory.square().sum(1) - 2 * products
-    nearest = distances.topk(min(num_neighbors, len(memory)), dim=1, largest=False).values
-    return nearest.mean(dim=1).clamp_min(0)
 
 
 def create_encoder(backbone: str, image_size: tuple[int, int]) -> nn.Module:

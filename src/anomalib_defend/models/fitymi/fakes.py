@@ -1,0 +1,175 @@
+"""Fake images on disk: sampled once, complete or absent, found again by later runs; or the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.data import AnomalibDataset
+from anomalib.data.utils import read_image
+from pandas import DataFrame
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import Resize, Transform
+from torchvision.transforms.v2.functional import to_dtype, to_pil_image
+from torchvision.utils import make_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of the folder; part of the key
+SAMPLED_AT_ONCE = 64
+GRID_IMAGES, GRID_COLUMNS = 64, 8
+
+
+class FakeImages(AnomalibDataset):
+    """Fake images as a dataset, read and augmented as the normal ones are.
+
+    Args:
+        paths: The files.
+        augmentations: Applied to each image.
+    """
+
+    def __init__(self, paths: Sequence[Path], augmentations: Transform | None) -> None:
+        super().__init__(augmentations=augmentations)
+        table = DataFrame({"image_path": [str(path) for path in paths]})
+        self.samples = table.assign(split="train", label_index=1, mask_path="")
+        self.samples.attrs["task"] = "classification"
+
+
+class FakeCache:
+    """The sampled fakes of one generator and data set: ``images/*.png``, a picture grid ``fakes.png``, the settings.
+
+    The folder gets its name when it is complete. Until then it is ``<key>.part``; an interrupted run goes on from it.
+
+    Args:
+        root: Folder of all caches.
+        key: What `fingerprint` returns.
+        count: Number of fakes.
+    """
+
+    def __init__(self, root: Path, key: str, count: int) -> None:
+        self.folder, self.count = root / key, count
+        self._part = root / f"{key}.part"
+        self.names = [f"{index:06d}.png" for index in range(count)]
+
+    @property
+    def grid(self) -> Path:
+        """A picture of the first fakes."""
+        return self.folder / "fakes.png"
+
+    @property
+    def paths(self) -> list[Path]:
+        """The fakes' files."""
+        return [self.folder / "images" / name for name in self.names]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every fake is there."""
+        return self.folder.is_dir() and all(path.is_file() for path in self.paths)
+
+    def fill(self, sample: Callable[[Sequence[int]], Tensor], settings: Mapping[str, Any]) -> None:
+        """Write what is not there yet.
+
+        Args:
+            sample: Makes the images [n, 3, H, W] in [0, 1] of the given numbers.
+            settings: What the fakes were made with, for the reader.
+        """
+        if self.folder.is_dir():  # files were removed from it
+            self.folder.replace(self._part)
+        images, start = self._part / "images", time.monotonic()
+        images.mkdir(parents=True, exist_ok=True)
+        for first in range(0, self.count, SAMPLED_AT_ONCE):
+            indices = range(first, min(first + SAMPLED_AT_ONCE, self.count))
+            if not all((images / self.names[index]).is_file() for index in indices):
+                for index, image in zip(indices, sample(indices), strict=True):
+                    save_image(image, images / self.names[index])
+            done = indices.stop
+            logger.info("Sampling fakes: %d of %d, %.0f s.", done, self.count, time.monotonic() - start)
+        pictures = [read_image(images / name, as_tensor=True) for name in self.names[:GRID_IMAGES]]
+        save_image(make_grid(torch.stack(pictures), nrow=GRID_COLUMNS, pad_value=1), self._part / "fakes.png")
+        (self._part / "settings.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")
+        self._part.replace(self.folder)
+        logger.info("%d fakes are in %s, a picture of them is %s.", self.count, self.folder, self.grid)
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Write an image [3, H, W] in [0, 1] as PNG; the file is complete or absent."""
+    part = path.with_suffix(".part")
+    to_pil_image(to_dtype(image.cpu(), torch.uint8, scale=True)).save(part, format="PNG")
+    part.replace(path)
+
+
+def fingerprint(settings: Mapping[str, Any], paths: Iterable[str]) -> str:
+    """Key of a cache: whatever changes the fakes changes it.
+
+    Args:
+        settings: Of the generator and its training, as plain data.
+        paths: The normal training images; name, size and time of the last change count.
+    """
+    digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True, default=str).encode())
+    for path in paths:
+        status = os.stat(path)  # noqa: PTH116 - 64,000 files
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def own_fakes(folder: str | Path, training: Iterable[str]) -> list[Path]:
+    """The images of the user's folder of fakes, sorted; each is decoded once.
+
+    Args:
+        folder: The folder; subfolders are not looked at.
+        training: The normal training images, none of which may be among the fakes.
+
+    Raises:
+        ValueError: If it is no folder, holds no images or training images, or a file cannot be read.
+    """
+    where, root = f"fake_dir={str(folder)!r}", Path(folder).expanduser()
+    if not root.is_dir():
+        msg = f"{where} is not a folder (working directory {Path.cwd()})."
+        raise ValueError(msg)
+    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        msg = f"{where} holds no images ({', '.join(IMG_EXTENSIONS)}); subfolders are not looked at."
+        raise ValueError(msg)
+    normal = {Path(path).resolve() for path in training} & {path.resolve() for path in paths}
+    if normal:
+        msg = f"{where} holds {len(normal)} of the normal training images ({min(normal)}): fakes must be others."
+        raise ValueError(msg)
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+        problems = [problem for problem in pool.map(_problem, paths) if problem]
+    if problems:
+        msg = f"{where}: {len(problems)} of {len(paths)} files are not usable images: {', '.join(problems[:3])}."
+        raise ValueError(msg)
+    return paths
+
+
+def _problem(path: Path) -> str:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{path.name} ({error})"
+    return ""
+
+
+def small_images(paths: Sequence[str], size: int) -> Tensor:
+    """The images as the generator sees them, resized from their files: [n, 3, size, size] uint8."""
+    resize = Resize([size, size], antialias=True)
+
+    def read(path: str) -> Tensor:
+        return to_dtype(resize(read_image(path, as_tensor=True)), torch.uint8, scale=True)
+
+    with ThreadPoolExecutor() as pool:
+        return torch.stack(list(pool.map(read, paths)))
