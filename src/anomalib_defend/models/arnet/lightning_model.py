@@ -197,7 +197,7 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
         total = torch.zeros(len(self.model.train_error) + 1, device=self.device)  # the last one counts the images
         self.model.eval()
         with trainer.precision_plugin.val_step_context():
-            for _, batch in islice(own_batches(trainer, self), trainer.num_training_batches):  # type: ignore[arg-type]
+            for _, batch in islice(own_batches(trainer, self), trainer.num_training_batches):
                 total[:-1] += len(batch.image) * absolute_error(self.model.difference(batch.image))
                 total[-1] += len(batch.image)
         self.model.train()
