@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -48,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     variables = dict(pair.partition("=")[::2] for pair in arguments.set)
     comparison = complete(load(arguments.config, variables))
+    print(f"Checking models, weights and data of {len(comparison.cells)} cells.", flush=True)
     sizes = check(comparison)
     folder = arguments.results or RESULTS / comparison.name
     if not arguments.dry_run:
@@ -91,9 +90,6 @@ def report(arguments: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input is one line on the screen."""
     options = parse(arguments)
-    warnings.simplefilter("ignore")  # anomalib's own imports
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    logging.getLogger().setLevel(logging.WARNING)
     from .comparison.plan import ComparisonError  # noqa: PLC0415
 
     try:
@@ -104,4 +100,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # anomalib's own imports
     sys.exit(main())

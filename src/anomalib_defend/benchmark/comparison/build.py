@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models import AnomalibModule
 from jsonargparse import ArgumentParser, Namespace
@@ -58,12 +59,12 @@ def complete(comparison: Comparison) -> Comparison:
     """Give seeds to the models and data that take one, and take the pictures of every test image off.
 
     Raises:
-        ComparisonError: If a class or argument is unknown; names file and key.
+        ComparisonError: If a class or argument is unknown; names file and key. ``check`` looks at all of them.
     """
     accepted: dict[str, set[str]] = {}
 
     def arguments(kind: str, name: str, settings: Settings) -> set[str]:
-        known = f"{kind} {settings}"
+        known = f"{kind} {settings['class_path']}"
         if known not in accepted:
             with _named(comparison, kind, name):
                 accepted[known] = set(parse(kind, settings)[kind].init_args.keys())
@@ -91,6 +92,9 @@ def check(comparison: Comparison) -> dict[str, Size]:
     Raises:
         ComparisonError: If arguments, data or weights are not usable; names file and key.
     """
+    if any(cell.accelerator == "cuda" for cell in comparison.cells) and not torch.cuda.is_available():
+        msg = f"{comparison.source}: accelerator: cuda, but torch finds no GPU. There is cpu, too."
+        raise ComparisonError(msg)
     known = inspect.signature(Trainer).parameters
     checked: set[str] = set()
     counts: dict[str, tuple[int, int]] = {}

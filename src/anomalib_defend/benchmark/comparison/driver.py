@@ -20,9 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .budget import Budget, clock
 from .build import Size
 from .cell import JOB
-from .plan import Cell, Comparison, ComparisonError
+from .plan import Cell, Comparison
 from .results import ERROR, LOG, Result, ResultError, finish, read_result
 
+COMMAND = [sys.executable, "-m", f"{__package__}.cell"]
 _QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -186,7 +187,7 @@ def _run_cell(
     try:
         with (folder / LOG).open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - this package's own module
-                [sys.executable, "-m", f"{__package__}.cell"],
+                COMMAND,
                 cwd=folder,
                 env=_environment(cell, threads, slot),
                 stdin=subprocess.PIPE,
@@ -211,14 +212,12 @@ def _run_cell(
 def _environment(cell: Cell, threads: int, slot: int) -> dict[str, str]:
     """Threads, one device for each cell side by side, and Lightning's trainer, which reads PL_TRAINER_* as defaults."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, map(os.path.abspath, sys.path)))}
+    environment.setdefault("PYTHONWARNINGS", "ignore")  # anomalib's own imports
     environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     environment.update({f"PL_TRAINER_{name.upper()}": str(value) for name, value in {**_QUIET, **cell.trainer}.items()})
     if cell.accelerator == "cuda":
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
-        if not devices:
-            msg = "accelerator: cuda, but there is no GPU."
-            raise ComparisonError(msg)
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     return environment
 

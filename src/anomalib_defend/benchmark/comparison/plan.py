@@ -23,7 +23,7 @@ PLAN = "comparison.json"
 
 _KEYS = {"title", "variables", "reference", "accelerator", "seeds", "trainer", "models", "data", "cells"}
 _MODEL_KEYS = {"class_path", "init_args", "trainer"}
-_DATA_KEYS = {"class_path", "init_args", "categories", "category_argument", "model_args", "paper"}
+_DATA_KEYS = {"class_path", "init_args", "categories", "model_args", "paper", "by_novel_class"}
 _BLOCK_KEYS = {"models", "data", "categories", "seeds", "model_args", "data_args", "trainer"}
 _PATHS = ("root", "weights", "fake_dir")  # made absolute, because a cell runs in its own folder
 
@@ -97,6 +97,7 @@ class Comparison:
         models: Names of the models in order.
         data: Names of the data in order.
         papers: For data that a paper's table has, the table's name in ``papers.yaml``.
+        by_novel_class: Data of which the minimum over the novel classes is reported, too.
         cells: All runs.
         source: The YAML file.
     """
@@ -107,17 +108,17 @@ class Comparison:
     models: list[str]
     data: list[str]
     papers: dict[str, str]
+    by_novel_class: list[str]
     cells: list[Cell]
     source: str = field(default="", compare=False)
 
 
-def load(file: Path | str, variables: Mapping[str, str] | None = None, accelerator: str = "cpu") -> Comparison:
+def load(file: Path | str, variables: Mapping[str, str] | None = None) -> Comparison:
     """Read a YAML file.
 
     Args:
         file: The YAML file, as in ``configs/benchmark``.
         variables: Replace those of the same name under ``variables:``.
-        accelerator: Where the file names none.
 
     Raises:
         ComparisonError: If the file is malformed; names file and key.
@@ -143,7 +144,7 @@ def load(file: Path | str, variables: Mapping[str, str] | None = None, accelerat
             msg = f"{file} is not valid YAML: {error}"
             raise ComparisonError(msg) from error
         raise
-    return _expand(content, file, accelerator)
+    return _expand(content, file)
 
 
 def save(comparison: Comparison, folder: Path) -> None:
@@ -168,7 +169,7 @@ def read_plan(folder: Path) -> Comparison:
         raise ComparisonError(msg) from error
 
 
-def _expand(content: Any, file: Path, accelerator: str) -> Comparison:
+def _expand(content: Any, file: Path) -> Comparison:
     where = str(file)
     _check(content, _KEYS, where, required=("models", "data", "seeds"))
     models, data = content["models"], content["data"]
@@ -176,6 +177,10 @@ def _expand(content: Any, file: Path, accelerator: str) -> Comparison:
         _check(entries, None, f"{where}: {kind}")
         for name, entry in entries.items():
             _check(entry, keys, f"{where}: {kind}.{name}", required=("class_path",))
+    device = content.get("accelerator", "cpu")
+    if device not in {"cpu", "cuda"}:
+        msg = f"{where}: accelerator must be cpu or cuda, got {device!r}."
+        raise ComparisonError(msg)
     reference = content.get("reference", next(iter(models)))
     _pick([reference], models, f"{where}: reference")
     cells: dict[tuple[str, str, str, int], Cell] = {}
@@ -199,7 +204,7 @@ def _expand(content: Any, file: Path, accelerator: str) -> Comparison:
                         **(models[model].get("trainer") or {}),
                         **block.get("trainer", {}),
                     },
-                    content.get("accelerator", accelerator),
+                    device,
                 )
                 cells[model, dataset, category, seed] = cell
     return Comparison(
@@ -209,6 +214,7 @@ def _expand(content: Any, file: Path, accelerator: str) -> Comparison:
         [name for name in models if any(cell.model == name for cell in cells.values())],
         [name for name in data if any(cell.data == name for cell in cells.values())],
         {name: entry["paper"] for name, entry in data.items() if "paper" in entry},
+        [name for name, entry in data.items() if entry.get("by_novel_class")],
         list(cells.values()),
         str(file),
     )
@@ -222,11 +228,7 @@ def _settings(entry: Settings, *overrides: Settings | None) -> Settings:
 
 
 def _data_settings(entry: Settings, category: Any, override: Settings | None) -> Settings:
-    settings = OmegaConf.create(_settings(entry, override))
-    if category is not None:
-        OmegaConf.update(settings, f"init_args.{entry.get('category_argument', 'category')}", category)
-    result: Any = OmegaConf.to_container(settings)
-    return result
+    return _settings(entry, {} if category is None else {"category": category}, override)
 
 
 def _absolute(value: Any) -> Any:

@@ -60,6 +60,7 @@ class Table:
             title=" and ".join(dict.fromkeys(comparison.title for comparison in comparisons)),
             models=list(dict.fromkeys(name for comparison in comparisons for name in comparison.models)),
             data=list(dict.fromkeys(name for comparison in comparisons for name in comparison.data)),
+            by_novel_class=[name for comparison in comparisons for name in comparison.by_novel_class],
             papers={key: value for comparison in comparisons for key, value in comparison.papers.items()},
         )
         self._places: dict[tuple[str, str, str], list[Outcome]] = {}
@@ -111,8 +112,8 @@ class Table:
 
     def markdown(self) -> str:
         """The whole report."""
-        parts = [f"# {self.comparison.title}", self._about(), *self._auroc(), *self._differences(), *self._costs()]
-        return "\n\n".join([*parts, *self._pixels(), *self._missing()]) + "\n"
+        parts = [f"# {self.comparison.title}", self._about(), *self._auroc(), *self._near(), *self._differences()]
+        return "\n\n".join([*parts, *self._pixels(), *self._costs(), *self._missing()]) + "\n"
 
     def rows(self) -> list[tuple[str, str]]:
         """Data and category of each row; data with several categories end with their mean."""
@@ -131,14 +132,13 @@ class Table:
         )
 
     def _auroc(self) -> list[str]:
-        own = {data: papers.figures(table) for data, table in self.comparison.papers.items()}
+        own = {data: rows for data, rows in self._papers().items() if data not in self.comparison.by_novel_class}
         head = ["data", "category", *self.comparison.models, *([papers.LABEL] if own else [])]
         lines = []
         for data, category in self.rows():
             line = [data, category, *(self._auroc_text(model, data, category) for model in self.comparison.models)]
             if own:
-                known = {method: rows for method, rows in own.get(data, {}).items() if category in rows}
-                line.append("; ".join(f"{method} {rows[category]:.3f}" for method, rows in known.items()))
+                line.append(_papers_text(own.get(data, {}), category))
             lines.append(line)
         note = (
             "Mean over seeds ± standard deviation over seeds (n - 1; none for one seed). The AUROC is that of the "
@@ -150,6 +150,9 @@ class Table:
                 "over all categories of the data set."
             )
         return ["## Image AUROC", _markdown(head, lines), note, *self._clamped()]
+
+    def _papers(self) -> dict[str, dict[str, dict[str, float]]]:
+        return {data: papers.figures(table) for data, table in self.comparison.papers.items()}
 
     def _auroc_text(self, model: str, data: str, category: str) -> str:
         values = self.values(model, data, category)
@@ -178,6 +181,27 @@ class Table:
             f"scores, deviates by up to {deviation:+.3f}."
             for model, deviation in worst.items()
         ]
+
+    def _near(self) -> list[str]:
+        """The near-distribution protocol: the novel class that is hardest for each category."""
+        lines = []
+        for data in self.comparison.by_novel_class:
+            columns = []
+            for model in self.comparison.models:
+                rows = [
+                    [_hardest(outcome.result) for outcome in self.cells(model, data, category) if outcome.result]
+                    for category in self.categories(data)
+                ]
+                total = f"{mean(mean(row) for row in rows):.3f}" if all(rows) else ""
+                columns.append([*(_spread(row) if row else "" for row in rows), total])
+            names = [*self.categories(data), MEAN]
+            columns.append([_papers_text(self._papers().get(data, {}), name) for name in names])
+            lines += [[data, *line] for line in zip(names, *columns, strict=True)]
+        if not lines:
+            return []
+        head = ["data", "category", *self.comparison.models, papers.LABEL]
+        note = "Image AUROC against the novel class, a folder of images, against which it is lowest; mean over seeds."
+        return ["## Hardest novel class", _markdown(head, lines), note]
 
     def _differences(self) -> list[str]:
         reference = self.comparison.reference
@@ -243,12 +267,27 @@ class Table:
         return ["## Failed and missing cells", "\n".join(lines)] if lines else []
 
 
+def _hardest(result: Result) -> float:
+    """Lowest AUROC of all normal test images against those of one folder of novel ones."""
+    scores = result.scores
+    folders = scores["image_path"].map(lambda path: Path(path).parent)
+    normal = scores["label"] == 0
+    return min(
+        float(auroc(part["label"].to_numpy(), part["score"].to_numpy())[0])
+        for part in (scores[normal | (folders == folder)] for folder in folders[~normal].unique())
+    )
+
+
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
 def _spread(values: Sequence[float]) -> str:
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _papers_text(figures: dict[str, dict[str, float]], row: str) -> str:
+    return "; ".join(f"{method} {rows[row]:.3f}" for method, rows in figures.items() if row in rows)
 
 
 def _difference_text(found: Difference | str | None) -> str:
