@@ -142,7 +142,7 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         self.run_seed = 0
         self.plan: Plan
         self._fakes: Iterator[Batch] = iter(())
-        self._fakes_epoch = self._memory_epoch = -1  # that the iterator and the memory are of
+        self._fakes_epoch = self._memory_step = -1  # that the iterator and the memory are of
         self._guard = LossGuard()
         self._first_epoch = 0
 
@@ -153,12 +153,14 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         return FitymiModel(self.hparams.backbone, size).to(self.device)
 
     def build_generator(self) -> Generator:
-        """The generator, with random weights.
+        """The generator, with random weights that follow from the run's seed alone.
 
         Raises:
             ImportError: If `diffusers` is not installed.
         """
-        return Generator(self.hparams.generator_size, self.hparams.generator_channels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.run_seed)
+            return Generator(self.hparams.generator_size, self.hparams.generator_channels)
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
@@ -182,7 +184,7 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         super().setup(stage)
         if stage != TrainerFn.FITTING:
             return
-        self._guard, self._first_epoch, self._fakes_epoch, self._memory_epoch = LossGuard(), 0, -1, -1
+        self._guard, self._first_epoch, self._fakes_epoch, self._memory_step = LossGuard(), 0, -1, -1
         self._seed_run(self.hparams.seed)
         if self.trainer.current_epoch > 0:  # this trainer has trained before: on_fit_start decides, nothing is lost
             return
@@ -314,15 +316,15 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         self.small_images, self.small_index = None, {}
 
     def _fill_memory(self) -> None:
-        """Make the features of the normal training images the memory, once in an epoch."""
-        if self._memory_epoch == self.current_epoch:
+        """Make the features of the normal training images the memory, once after the last step."""
+        if self._memory_step == self.progress.classifier_steps:
             return
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode(mode=False), torch.no_grad():
             self.model.memory = torch.cat([self.model.features(b.image) for b in plain_batches(self.trainer, self)])
         self.model.train(was_training)
-        self._memory_epoch = self.current_epoch
+        self._memory_step = self.progress.classifier_steps
 
     @property
     def untrained(self) -> str:

@@ -126,7 +126,7 @@ class Stages(Callback):
         if model.hparams.fake_dir is not None:
             model.fake_paths = own_fakes(model.hparams.fake_dir, paths)
             logger.info("%d fakes of your own from %s.", len(model.fake_paths), model.hparams.fake_dir)
-            self._begin_classifier(trainer, model, epoch=0)
+            self._begin_classifier(trainer, model)
             return
         settings = generator_settings(trainer, model, plan)
         model.progress.fakes = model.progress.fakes or fingerprint(settings, paths)
@@ -134,7 +134,7 @@ class Stages(Callback):
         if model.generator is None and self._fakes.complete:
             logger.info("The fakes of %s are used again; there is no generator to train.", self._fakes.folder)
             model.fake_paths = self._fakes.paths
-            self._begin_classifier(trainer, model, epoch=0)
+            self._begin_classifier(trainer, model)
         elif model.generator is None and model.progress.first_classifier_epoch is not None:
             msg = (
                 f"The fakes of the run that is resumed are not in {self._fakes.folder}, or not all of them. Name the "
@@ -187,20 +187,20 @@ class Stages(Callback):
     def _enter(self, trainer: Trainer, model: Fitymi) -> None:
         if model.generator is not None and not model.in_generator_stage:
             self._make_fakes(model)
-            self._begin_classifier(trainer, model, epoch=trainer.current_epoch)
+            self._begin_classifier(trainer, model)
         if model.in_generator_stage:
             self._set_validation_aside(trainer)
         else:
             self._take_validation_up(trainer)
 
-    def _begin_classifier(self, trainer: Trainer, model: Fitymi, epoch: int) -> None:
+    def _begin_classifier(self, trainer: Trainer, model: Fitymi) -> None:
         """Train the classifier from this epoch on, unless a checkpoint says from which."""
         model.generator = model.small_images = None
         self._fid = None
         if not isinstance(trainer.optimizers[0], torch.optim.SGD):
             trainer.optimizers = [model.configure_optimizers()]
         if model.progress.first_classifier_epoch is None:
-            model.progress.first_classifier_epoch = epoch
+            model.progress.first_classifier_epoch = trainer.current_epoch
         self._plan_epochs(trainer, model)
         epochs, number = model.plan.classifier_epochs, len(model.fake_paths)
         logger.info("Training the classifier for %d epochs on %d fakes.", epochs, number)
