@@ -195,6 +195,20 @@ def test_training_restores_the_normal_and_not_the_novel(make_data, make_engine):
     assert metrics["image_AUROC"] > 0.95
 
 
+@pytest.mark.parametrize("width", [4, 64])
+def test_the_papers_learning_rate_does_not_explode(images, width):
+    torch.manual_seed(0)
+    model, losses = ARNetModel(width), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss, _ = model.restoration_step(images[:2])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses) == losses[0]
+
+
 @pytest.mark.parametrize(
     ("epochs", "halvings"), [(5, [0, 2, 4, 6, 8]), (25, [10 * epoch // 25 for epoch in range(25)])]
 )
@@ -340,6 +354,7 @@ def test_untrained_it_is_refused(make_data, make_engine, tmp_path):
         make_engine().export(ARNet(**TINY), "torch", export_root=tmp_path)
 
 
+@pytest.mark.slow
 def test_exports_give_the_engines_scores(trained, tmp_path):
     pytest.importorskip("openvino")
     engine, model, data = trained
