@@ -13,7 +13,7 @@ NAME = "anomalib_defend"
 PACKAGE = Path(anomalib_defend.__file__).parent
 FILES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
 
-TENSORS = {"torch", "torchvision", "timm", "einops", "safetensors", "huggingface_hub"}
+TENSORS = {"torch", "torchvision", "timm", "einops", "safetensors", "huggingface_hub", "sklearn", "threadpoolctl"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 DRIVERS = ("benchmark", "example")
 TRAINING = {"lightning_model.py", "stages.py", "checkpoints.py"}  # the part of a model that sees Lightning

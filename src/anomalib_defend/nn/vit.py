@@ -200,18 +200,32 @@ def patch_tokens_and_attention(
     Returns:
         The layers' patch tokens, and a_p = mean over heads of softmax(q_cls k^T / sqrt(d)) at patch p, [B, N] float32.
     """
-    caught: list[Tensor] = []
     attention: Any = vit.blocks[-1].attn
-    handle = attention.qkv.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
-    try:
+    with catch_output(attention.qkv) as caught:
         layers = patch_tokens(vit, images, num_layers=num_layers, final_norm=final_norm)
-    finally:
-        handle.remove()
     q, k, _ = rearrange(caught[0], "b t (three heads d) -> three b heads t d", three=3, heads=attention.num_heads)
     q, k = attention.q_norm(q[:, :, :1]), attention.k_norm(k)
     with torch.autocast(q.device.type, enabled=False):
         weights = (q.float() * attention.scale @ k.float().transpose(-2, -1)).softmax(dim=-1)
     return layers, weights[:, :, 0, vit.num_prefix_tokens :].mean(dim=1)
+
+
+@contextmanager
+def catch_output(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a module returns each time that it is called meanwhile."""
+    caught: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+    try:
+        yield caught
+    finally:
+        handle.remove()
+
+
+def pooled(vit: VisionTransformer, tokens: Tensor) -> Tensor:
+    """The token that stands for the image, from the last block's [B, P + N, D]: [CLS], or the mean patch; [B, D]."""
+    tokens = vit.fc_norm(vit.norm(tokens))
+    by_token = vit.cls_token is not None and vit.global_pool == "token"
+    return tokens[:, 0] if by_token else tokens[:, vit.num_prefix_tokens :].mean(dim=1)
 
 
 def _prefix_tokens(vit: VisionTransformer) -> list[nn.Parameter]:

@@ -28,9 +28,9 @@ from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from anomalib_defend.pre_processing import ResizeNormalize
 
 from .loss import DistillLoss, FeatureNorm
-from .stages import StageSwitch, TeacherCaching, make_optimizer, plan_stages
+from .stages import StageSwitch, TeacherPass, make_optimizer, num_normal_categories, plan_stages
 from .teacher_cache import CachePlace, TeacherCache
-from .torch_model import DefendModel, Masking
+from .torch_model import DefendModel, Masking, Score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +71,8 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: "l2" on both sides; "layer_norm" on the teacher with a linear head on the student (pixel variant);
             or "none".
         student_lr: Learning rate of stage 2.
+        score: Of an image: "distance", the paper's mean distance of student and teacher; or "prototypes", how far the
+            teacher's [CLS] is from k-means prototypes of the normal training images. The map shows the distance.
         target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
             "disk" (below ``default_root_dir``), "off", or "auto" for the first of them where there is ample room.
@@ -88,7 +90,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     landmark = "model.head.prototypes"
     architecture = (
         "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
-        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm",
+        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score",
     )  # fmt: skip
     model: DefendModel
     trained_steps: torch.Tensor
@@ -116,6 +118,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
         student_lr: float = 1e-5,
+        score: Score = "distance",
         target_fpr: float = 0.05,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
@@ -132,9 +135,10 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
             num_crops=(num_crops, 1, None),
             num_tuned_blocks=(num_tuned_blocks, 1 if dense_epochs else 0, None),
         )
-        if teacher_cache not in get_args(CachePlace):
-            msg = f"teacher_cache={teacher_cache!r} must be one of {', '.join(map(repr, get_args(CachePlace)))}."
-            raise ValueError(msg)
+        for name, value, choices in (("teacher_cache", teacher_cache, CachePlace), ("score", score, Score)):
+            if value not in get_args(choices):
+                msg = f"{name}={value!r} must be one of {', '.join(map(repr, get_args(choices)))}."
+                raise ValueError(msg)
         data = data_config(backbone)
         size = as_pair(image_size) or data["image_size"]
         if pre_processor is True:
@@ -152,14 +156,16 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
 
     # ------------------------------------------------------------------------------------------------- construction
 
-    def _build_model(self, num_prototypes: int) -> DefendModel:
+    def _build_model(self, num_prototypes: int, num_normal_prototypes: int = 1) -> DefendModel:
         hparams = {name: self.hparams[name] for name in self.architecture}
         size = as_pair(self.hparams.image_size) or data_config(self.hparams.backbone)["image_size"]
         hparams["crop_size"] = as_pair(hparams["crop_size"])
         if self.hparams.dense_epochs == 0:
             hparams["num_tuned_blocks"] = 0
         with torch.device("meta"):  # the values come with ``fit`` or a checkpoint: a command line starts without them
-            model = DefendModel(image_size=size, num_prototypes=num_prototypes, **hparams)
+            model = DefendModel(
+                image_size=size, num_prototypes=num_prototypes, num_normal_prototypes=num_normal_prototypes, **hparams
+            )
         return model.to_empty(device=self.device)
 
     @property
@@ -174,7 +180,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         callbacks: list[Callback] = [
             *super().configure_callbacks(),
             StageSwitch(),
-            TeacherCaching(self.hparams.teacher_cache),
+            TeacherPass(self.hparams.teacher_cache),
         ]
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
@@ -224,7 +230,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     def _choose_num_prototypes(self) -> int:
         if self.hparams.num_prototypes is not None:
             return self.hparams.num_prototypes
-        categories = getattr(getattr(self.trainer, "datamodule", None), "num_normal_categories", None)
+        categories = num_normal_categories(self.trainer)
         number = 2 * categories if categories else DEFAULT_NUM_PROTOTYPES
         if self.hparams.dense_epochs:
             reason = f"twice the {categories} normal categories of the data" if categories else "the default"
@@ -343,7 +349,8 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
 
     def build(self, state: Mapping[str, torch.Tensor]) -> None:
         """Make the networks anew, with as many prototypes as were trained."""
-        self.model = self._build_model(len(state[self.landmark]))
+        normal = len(state.get("model.normal_prototypes.centers", [None]))
+        self.model = self._build_model(len(state[self.landmark]), normal)
 
     def _resume(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """Take up seed and epoch of a run; returns its arguments, of which ``distill_epochs`` may be another now."""

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from timm.optim import param_groups_weight_decay
-from torch import nn
+from torch import distributed, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .torch_model import DefendModel
 
 logger = logging.getLogger(__name__)
+
+PROTOTYPES_PER_CATEGORY = 10
+MAX_FEATURES = 10_000  # that prototypes are made of: memory does not grow with the number of images
 
 # what they make of an image does not depend on chance
 DETERMINISTIC = (v2.Resize, v2.CenterCrop, v2.Pad, v2.Grayscale, v2.RGB, v2.Normalize, v2.ToDtype, v2.ToImage)
@@ -139,11 +142,12 @@ class StageSwitch(Callback):
             self._set_aside = None
 
 
-class TeacherCaching(Callback):
-    """Compute what the teacher makes of each training image before the first step of stage 2.
+class TeacherPass(Callback):
+    """Compute what the teacher makes of each training image, once, before the first step of stage 2.
 
-    All images, in their own order and in batches of that order: what is stored depends neither on the epoch in which a
-    run was resumed nor on the number of processes, which take the batches in turns.
+    What it keeps goes to the teacher cache; what stands for the whole images becomes their prototypes, if the score
+    compares with such. All images, in their own order and in batches of that order: nothing depends on the epoch in
+    which a run was resumed, nor on the number of processes, which take the batches in turns.
 
     Args:
         place: Where the cache may be.
@@ -153,14 +157,19 @@ class TeacherCaching(Callback):
         self._place: CachePlace = place  # one of the four; "auto" until the training starts
         self._layout: CacheLayout | None = None
         self._file: Path | None = None  # on disk, to be removed
+        self._done = False
 
     def on_train_start(self, trainer: Trainer, pl_module: Defend) -> None:
         """Decide and announce, before the first epoch.
 
         Raises:
-            ValueError: If the cache does not fit where it is wanted.
+            ValueError: If the cache does not fit where it is wanted, or there is no loader to read the images from.
         """
         pl_module.teacher_cache = None
+        self._done = False
+        if pl_module.model.normal_prototypes is not None and not isinstance(trainer.train_dataloader, DataLoader):
+            msg = "score='prototypes' reads the training images from one torch DataLoader: give a datamodule."
+            raise ValueError(msg)
         reason = 'teacher_cache="off"' if self._place == "off" else why_not(trainer, pl_module)
         place: CachePlace = "off"
         if not reason:
@@ -175,10 +184,26 @@ class TeacherCaching(Callback):
             logger.info("Teacher cache: %s %s.", self._layout, where)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Defend, batch: Any, batch_idx: int) -> None:
-        """Fill the cache before the first step of stage 2, wherever a run was resumed."""
+        """Run before the first step of stage 2, wherever a run was resumed."""
         del batch, batch_idx
-        if self._place != "off" and pl_module.teacher_cache is None and not pl_module.in_dense_stage:
-            pl_module.teacher_cache = self._make(trainer, pl_module)
+        if self._done or pl_module.in_dense_stage:
+            return
+        self._done = True
+        cache, to_fill = self._open(trainer, pl_module) if self._place != "off" else (None, False)
+        prototypes = pl_module.model.normal_prototypes
+        to_fit = prototypes is not None and not prototypes.fitted
+        if to_fill or to_fit:
+            start = time.monotonic()
+            features = run_teacher(trainer, pl_module, cache if to_fill else None)
+            if to_fill and self._file is not None and trainer.local_rank == 0:
+                self._file.with_suffix(".part").replace(self._file)
+            if to_fit:
+                number = PROTOTYPES_PER_CATEGORY * (num_normal_categories(trainer) or 1)
+                number = max(1, min(number, len(features) // 4))
+                pl_module.model.fit_normal_prototypes(features, number)
+                logger.info("%d prototypes of the normal images, from %d of them.", number, len(features))
+            logger.info("The teacher has seen the training images, in %.1f s.", time.monotonic() - start)
+        pl_module.teacher_cache = cache
 
     def on_fit_end(self, trainer: Trainer, pl_module: Defend) -> None:
         """Remove the cache of a training that has ended by itself."""
@@ -193,8 +218,8 @@ class TeacherCaching(Callback):
         del trainer, exception
         pl_module.teacher_cache = None
 
-    def _make(self, trainer: Trainer, model: Defend) -> TeacherCache:
-        """Map the file into every process, and compute what it does not hold yet."""
+    def _open(self, trainer: Trainer, model: Defend) -> tuple[TeacherCache, bool]:
+        """Map the cache's file into every process; and whether it has to be filled."""
         assert self._layout is not None  # noqa: S101 - for the type checker
         dataset, strategy, first = trainer.train_dataloader.dataset, trainer.strategy, trainer.local_rank == 0
         paths = list(dataset.samples.image_path)
@@ -218,18 +243,39 @@ class TeacherCaching(Callback):
             part.unlink()
         if complete:
             logger.info("Teacher cache: %s is complete.", file)
-            return cache
+        return cache, not complete
 
-        start = time.monotonic()
-        for rows, batch in own_batches(trainer, model):
-            with trainer.precision_plugin.train_step_context():
-                cache.write(rows.start, model.model.teacher_output(batch.image, guide=self._layout.attention))
-        strategy.barrier()  # all rows are written
-        if first and self._place == "disk":
-            cache.flush()
-            part.replace(file)
-        logger.info("Teacher cache: filled in %.1f s.", time.monotonic() - start)
-        return cache
+
+def run_teacher(trainer: Trainer, model: Defend, cache: TeacherCache | None) -> torch.Tensor:
+    """Fill the cache, if there is one, and return what stands for the whole images.
+
+    Returns:
+        Their ``pooled`` features [M, D] on the CPU, from all processes, of at most ``MAX_FEATURES`` images, evenly
+        spread. Empty if the score needs none.
+    """
+    stride = -(-len(trainer.train_dataloader.dataset) // MAX_FEATURES)
+    own: dict[int, torch.Tensor] = {}
+    for rows, batch in own_batches(trainer, model):
+        with trainer.precision_plugin.train_step_context():
+            output = model.model.teacher_output(batch.image, guide=cache is not None and model.model.is_guided)
+        if cache is not None:
+            cache.write(rows.start, output)
+        if output.pooled is not None:
+            own.update({row: output.pooled[row - rows.start].float().cpu() for row in rows if row % stride == 0})
+    trainer.strategy.barrier()  # all rows are written
+    if cache is not None and trainer.local_rank == 0:
+        cache.flush()
+    parts = [own]
+    if trainer.world_size > 1:
+        parts = [{}] * trainer.world_size
+        distributed.all_gather_object(parts, own)
+    features = {row: vector for part in parts for row, vector in part.items()}
+    return torch.stack([features[row] for row in sorted(features)]) if features else torch.empty(0)
+
+
+def num_normal_categories(trainer: Trainer) -> int | None:
+    """Number of categories that are normal, if the datamodule tells."""
+    return getattr(getattr(trainer, "datamodule", None), "num_normal_categories", None)
 
 
 def why_not(trainer: Trainer, model: Defend) -> str:

@@ -39,6 +39,8 @@ class TeacherOutput(NamedTuple):
     """Normalised patch tokens T' of the last blocks, each [B, N, D]."""
     attention: Tensor | None
     """Attention of the last block's [CLS] to each patch, [B, N]; ``None`` unless masking is guided."""
+    pooled: Tensor | None = None
+    """The token that stands for the image, [B, D]; ``None`` unless the score compares it with prototypes."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anomalib_defend.nn import vit as vits
 from anomalib_defend.nn.crops import crop_images, crop_targets, sample_boxes
 from anomalib_defend.nn.masking import num_kept, sample_patches
+from anomalib_defend.nn.normal_prototypes import NormalPrototypes
 from anomalib_defend.nn.prototypes import PrototypeHead, similarity, upsampled_similarity
 from anomalib_defend.nn.score import anomaly_map
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
@@ -26,6 +27,7 @@ from .teacher_cache import CacheLayout, TeacherOutput
 logger = logging.getLogger(__name__)
 
 Masking = Literal["guided", "random", "none"]
+Score = Literal["distance", "prototypes"]
 
 VIEW_SCALE = (0.25, 1.0)
 CROP_SCALE = (0.1, 0.3)
@@ -52,6 +54,9 @@ class DefendModel(nn.Module):
         distill_loss: Squared error, or smooth L1 (pixel variant).
         feature_norm: Compare L2-normalised tokens, or the teacher's LayerNorm-ed ones with a linear head of the
             student (pixel variant), or tokens as they are.
+        score: Of an image: the mean distance of student and teacher, or how far the teacher's [CLS] is from
+            prototypes of the normal images.
+        num_normal_prototypes: Number of the latter.
     """
 
     def __init__(
@@ -69,6 +74,8 @@ class DefendModel(nn.Module):
         distill_layers: int = 1,
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
+        score: Score = "distance",
+        num_normal_prototypes: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -84,6 +91,9 @@ class DefendModel(nn.Module):
         self.teacher = vits.create_vit(backbone, image_size)
         self.student = vits.create_vit(backbone, image_size, drop_path_rate=DROP_PATH_RATE)
         self.head = PrototypeHead(self.teacher.embed_dim, num_prototypes)
+        self.normal_prototypes = None
+        if score == "prototypes":
+            self.normal_prototypes = NormalPrototypes(self.teacher.embed_dim, num_normal_prototypes)
         # the pixel variant compares un-normalised student tokens with LayerNorm-ed teacher tokens through a linear map
         dim = self.student.embed_dim
         mapped = feature_norm == "layer_norm"
@@ -135,6 +145,8 @@ class DefendModel(nn.Module):
         for layer in self.student_heads:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
+        if self.normal_prototypes is not None:
+            self.normal_prototypes.reset()
 
     def dense_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 1 (DEFEND): loss of eq. 1 for a batch of images [B, 3, H, W].
@@ -189,13 +201,26 @@ class DefendModel(nn.Module):
 
     @torch.no_grad()
     def teacher_output(self, images: Tensor, guide: bool = False) -> TeacherOutput:
-        """One pass of the frozen teacher: features and, to ``guide`` a mask, attention."""
+        """One pass of the frozen teacher: features, attention to ``guide`` a mask, and what prototypes are made of."""
         read = vits.patch_tokens_and_attention if guide else vits.patch_tokens
-        output: Any = read(
-            self.teacher, images, num_layers=self.distill_layers, final_norm=self.feature_norm != "layer_norm"
-        )
+        with vits.catch_output(self.teacher.blocks[-1]) as last:
+            output: Any = read(
+                self.teacher, images, num_layers=self.distill_layers, final_norm=self.feature_norm != "layer_norm"
+            )
         layers, attention = output if guide else (output, None)
-        return TeacherOutput([normalize_features(tokens, self.feature_norm) for tokens in layers], attention)
+        layers = [normalize_features(tokens, self.feature_norm) for tokens in layers]
+        pooled = None if self.normal_prototypes is None else vits.pooled(self.teacher, last[0])
+        return TeacherOutput(layers, attention, pooled)
+
+    def fit_normal_prototypes(self, features: Tensor, number: int) -> None:
+        """Find the prototypes that images are compared with.
+
+        Args:
+            features: ``pooled`` of the normal training images, [M, D].
+            number: K, at most M.
+        """
+        self.normal_prototypes = NormalPrototypes(self.teacher.embed_dim, number).to(self.head.prototypes.device)
+        self.normal_prototypes.fit(features)
 
     def student_layers(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """The student's comparable tokens S' of the last blocks, each [B, N or M, D]."""
@@ -236,7 +261,9 @@ class DefendModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Novelty score (mean over patches of the distance, higher is more novel) and map, without masking.
+        """Novelty score (higher is more novel) and map, without masking.
+
+        The score is the mean over patches of the distance that the map shows, or the energy of the prototypes.
 
         Args:
             images: [B, 3, H, W], resized to ``image_size`` and normalised.
@@ -251,7 +278,10 @@ class DefendModel(nn.Module):
             for student, target in zip(self.student_layers(images), teacher.layers, strict=True)
         ]
         per_patch = torch.stack(distances).mean(dim=0)
+        score = per_patch.mean(dim=1)
+        if self.normal_prototypes is not None:
+            score = self.normal_prototypes(teacher.pooled)
         return InferenceBatch(
-            pred_score=per_patch.mean(dim=1),
+            pred_score=score,
             anomaly_map=anomaly_map(per_patch, self.grid, self.image_size),
         )

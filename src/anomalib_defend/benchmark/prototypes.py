@@ -1,0 +1,112 @@
+"""How the constants of `Defend(score="prototypes")` were chosen: on categories that no table of the results shows.
+
+``python -m anomalib_defend.benchmark.prototypes --weights FILE --voc VOC2012 --cifar10 CIFAR10 --fashion-mnist FOLDER``
+
+Prints, for each group of categories, the mean image AUROC of the nearest-neighbour search (DN2) and what each choice
+adds to it, all from the same [CLS] features.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import product
+from typing import get_args
+
+import torch
+from anomalib.data import AnomalibDataset
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from anomalib_defend.data import SemanticCIFAR10, SemanticDataModule, SemanticFashionMNIST, SemanticVOC
+from anomalib_defend.data.protocol import Setting
+from anomalib_defend.models.dn2.torch_model import DN2Model, neighbor_distance
+from anomalib_defend.nn.normal_prototypes import NormalPrototypes
+from anomalib_defend.nn.pretrained import load_weights
+from anomalib_defend.nn.vit import data_config
+from anomalib_defend.pre_processing import ResizeNormalize
+
+PER_CATEGORY = (1, 5, 10, 20)
+SHRINKAGE = (0.75, 0.9, 0.97)
+CONCENTRATION = (10.0, 20.0, 40.0)
+
+Choice = tuple[int, float, float]
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[tuple[str, SemanticDataModule]]:
+    """Name of the group, and data of one cell."""
+    limits = {"max_train_images": 300, "max_test_images": 500, "num_workers": 0, "seed": arguments.seed}
+    if arguments.voc:
+        for setting, name in product(get_args(Setting), ("sheep", "person")):
+            yield f"VOC {setting}", SemanticVOC(arguments.voc, category=name, setting=setting, **limits)
+    if arguments.cifar10:
+        for name in ("automobile", "bird", "deer", "dog", "frog", "horse", "truck"):
+            yield "CIFAR-10 uni_class", SemanticCIFAR10(arguments.cifar10, category=name, **limits)
+        for split in ("56789", "02468", "13579"):
+            yield (
+                "CIFAR-10 splits",
+                SemanticCIFAR10(arguments.cifar10, category=[int(digit) for digit in split], **limits),
+            )
+    if arguments.fashion_mnist:
+        for number in (1, 2, 3, 5, 6, 8):
+            yield "Fashion-MNIST uni_class", SemanticFashionMNIST(arguments.fashion_mnist, category=number, **limits)
+
+
+@torch.inference_mode()
+def features(model: DN2Model, dataset: AnomalibDataset, prepare: ResizeNormalize) -> Tensor:
+    """[CLS] on the unit sphere of every image, [M, D]."""
+    loader = DataLoader(dataset, batch_size=32, collate_fn=lambda items: [prepare.transform(i.image) for i in items])
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([model.encode(torch.stack(images)) for images in loader])
+
+
+def aurocs(normal: Tensor, images: Tensor, labels: list[int], categories: int) -> dict[Choice | None, float]:
+    """AUROC of DN2 (``None``) and of each choice."""
+    scores: dict[Choice | None, Tensor] = {None: neighbor_distance(images, normal, 2)}
+    for per_category, shrinkage, concentration in product(PER_CATEGORY, SHRINKAGE, CONCENTRATION):
+        number = max(1, min(per_category * categories, len(normal) // 4))
+        prototypes = NormalPrototypes(normal.shape[1], number, concentration, shrinkage)
+        prototypes.fit(normal)
+        scores[per_category, shrinkage, concentration] = prototypes(images)
+    return {choice: float(roc_auc_score(labels, score.numpy())) for choice, score in scores.items()}
+
+
+def main() -> None:
+    """Measure every cell, and print a row for each choice."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="deit_tiny_patch16_224", help="timm ViT")
+    parser.add_argument("--weights", required=True, help="its weights, .safetensors or .pth")
+    parser.add_argument("--voc", help="Pascal VOC 2012")
+    parser.add_argument("--cifar10", help="CIFAR-10")
+    parser.add_argument("--fashion-mnist", help="Fashion-MNIST")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    config = data_config(arguments.backbone)
+    model = DN2Model(arguments.backbone, config["image_size"])
+    load_weights(model.encoder, arguments.weights)
+    prepare = ResizeNormalize(**config)
+    groups: dict[str, list[dict[Choice | None, float]]] = defaultdict(list)
+    for name, data in cells(arguments):
+        data.setup()
+        labels = data.test_data.samples.label_index.tolist()
+        train, test = (features(model, part, prepare) for part in (data.train_data, data.test_data))
+        groups[name].append(aurocs(train, test, labels, data.num_normal_categories))
+        print(f"{name}: {data.category}, DN2 {groups[name][-1][None]:.3f}", flush=True)
+
+    def mean(name: str, choice: Choice | None) -> float:
+        return sum(cell[choice] for cell in groups[name]) / len(groups[name])
+
+    print(f"\n| prototypes a category | shrinkage | concentration | {' | '.join(groups)} | mean |")
+    print("|---" * (len(groups) + 4) + "|")
+    print(f"| DN2 | | | {' | '.join(f'{mean(name, None):.3f}' for name in groups)} | |")
+    for choice in product(PER_CATEGORY, SHRINKAGE, CONCENTRATION):
+        gains = [mean(name, choice) - mean(name, None) for name in groups]
+        columns = [*map(str, choice), *(f"{gain:+.3f}" for gain in gains), f"{sum(gains) / len(gains):+.4f}"]
+        print(f"| {' | '.join(columns)} |")
+
+
+if __name__ == "__main__":
+    main()
