@@ -94,13 +94,14 @@ def test_two_models_of_the_same_quality_are_not():
     assert found.low < 0 < found.high
 
 
-def test_the_interval_is_that_of_a_plain_bootstrap():
+def test_the_interval_is_that_of_a_plain_bootstrap(monkeypatch):
+    monkeypatch.setattr("anomalib_defend.benchmark.comparison.statistics.REPLICATES", 16000)
     ours, theirs = make_scores(0, 1.5, 80), make_scores(1, 1, 80)
     rng = np.random.default_rng(1)
     groups = [np.flatnonzero(ours.label == label) for label in (0, 1)]
     both = [(table.label.to_numpy(), table.score.to_numpy()) for table in (ours, theirs)]
     plain = []
-    for _ in range(4000):
+    for _ in range(8000):
         drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
         plain.append(np.subtract(*(auroc(labels[drawn], scores[drawn])[0] for labels, scores in both)))
     found = difference([pair(ours, theirs)])
@@ -207,6 +208,11 @@ def test_the_papers_figures_are_auroc():
     assert figures("CIFAR-10 splits")["Defend"]["01234"] == pytest.approx(0.947)
     with pytest.raises(ValueError, match="unknown table 'CIFAR'"):
         figures("CIFAR")
+
+
+def test_a_cell_in_several_folders_counts_once(results):
+    folder = results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): make_scores(1, 2)})
+    assert Table([folder, folder]).markdown() == Table([folder]).markdown()
 
 
 def test_no_results(tmp_path, capsys):

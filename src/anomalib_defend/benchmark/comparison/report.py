@@ -39,7 +39,7 @@ class Table:
     """All outcomes of one or several comparisons, and the figures of the report.
 
     Args:
-        folders: Folders of results.
+        folders: Folders of results; a cell that several hold is taken from the first.
 
     Raises:
         ComparisonError: If a folder holds no results.
@@ -63,6 +63,11 @@ class Table:
             by_novel_class=[name for comparison in comparisons for name in comparison.by_novel_class],
             papers={key: value for comparison in comparisons for key, value in comparison.papers.items()},
         )
+        first = {}  # a cell that several folders hold counts once
+        for outcome in self.outcomes:
+            cell = outcome.cell
+            first.setdefault((cell.model, cell.data, cell.category, cell.seed), outcome)
+        self.outcomes = list(first.values())
         self._places: dict[tuple[str, str, str], list[Outcome]] = {}
         for outcome in self.outcomes:
             cell = outcome.cell
