@@ -63,7 +63,7 @@ class Table:
             by_novel_class=[name for comparison in comparisons for name in comparison.by_novel_class],
             papers={key: value for comparison in comparisons for key, value in comparison.papers.items()},
         )
-        first = {}  # a cell that several folders hold counts once
+        first: dict[tuple[str, str, str, int], Outcome] = {}  # a cell that several folders hold counts once
         for outcome in self.outcomes:
             cell = outcome.cell
             first.setdefault((cell.model, cell.data, cell.category, cell.seed), outcome)
