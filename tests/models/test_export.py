@@ -120,6 +120,23 @@ def test_openvino_on_fifty_photographs(shared, make_engine, tmp_path):
     assert rows["default hint"]["rank_correlation"] > 0.99
 
 
+@pytest.mark.parametrize("export", ["to_onnx", "to_openvino"])
+def test_attention_is_exported_as_plain_products(make_model, tmp_path, monkeypatch, export):
+    model = make_model()
+    model.trained_steps.fill_(1)
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    assert len(fused) == len(model.model.teacher.blocks) + len(model.model.student.blocks)
+
+    def fail(*_args, **_kwargs):
+        assert not any(module.fused_attn for module in fused)
+        raise OSError("no space left")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(OSError, match="no space left"):
+        getattr(model, export)(tmp_path)
+    assert all(module.fused_attn for module in fused)
+
+
 @pytest.mark.parametrize(
     ("export", "library"),
     [("to_torch", "torch.save"), pytest.param("to_openvino", "openvino.save_model", marks=pytest.mark.slow)],

@@ -6,7 +6,7 @@ Shapes: B images, N = (H / p)(W / p) patch tokens, P prefix tokens ([CLS], disti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import timm
@@ -168,12 +168,16 @@ def patch_tokens(
     return [vit.fc_norm(vit.norm(tokens)) for tokens in layers] if final_norm else layers
 
 
-@contextmanager
-def _attention_for(vit: VisionTransformer, device: torch.device) -> Iterator[None]:
-    """Attention as plain matrix products where torch's fused one is slow: backwards in half precision on a CPU."""
+def _attention_for(vit: VisionTransformer, device: torch.device) -> AbstractContextManager[None]:
+    """Attention in plain products where torch's fused one is slow: backwards in half precision on a CPU."""
     slow = device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
-    modules = [block.attn for block in vit.blocks] if slow else []
-    fused = [attention for attention in modules if getattr(attention, "fused_attn", False)]
+    return plain_attention(vit) if slow else nullcontext()
+
+
+@contextmanager
+def plain_attention(network: nn.Module) -> Iterator[None]:
+    """Meanwhile, the attention of all timm encoders within is computed as products and a softmax, not fused."""
+    fused: list[Any] = [module for module in network.modules() if getattr(module, "fused_attn", False)]
     for attention in fused:
         attention.fused_attn = False
     try:

@@ -60,6 +60,7 @@ def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Mode
     """
     import nncf  # noqa: PLC0415 - optional extra
 
+    nncf.set_log_level(logging.WARNING)  # else a line for each operation
     images = calibration_images(datamodule)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
     # one at a time: the model resizes, images differ in size

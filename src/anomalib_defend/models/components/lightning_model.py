@@ -19,6 +19,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from anomalib_defend import __version__
+from anomalib_defend.nn.vit import plain_attention
 from anomalib_defend.post_processing import AUROC, PredictionTable
 
 from .checkpoints import (
@@ -194,7 +195,8 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         """Export as anomalib does; an untrained model is refused."""
         self.require_training("export")
         kwargs.setdefault("opset_version", ONNX_OPSET)
-        with complete_export(Path(export_root)) as folder:
+        # torch takes fused attention apart in a way that OpenVINO runs slower
+        with complete_export(Path(export_root)) as folder, plain_attention(self):
             path = Path(export_root) / super().to_onnx(folder, *args, **kwargs).relative_to(folder)
         gc.collect()  # torch.export leaves a subclass of this class's name behind, with which bare names are ambiguous
         return path
