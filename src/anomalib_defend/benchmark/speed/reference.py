@@ -13,6 +13,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from anomalib_defend.models.defend.teacher_cache import TeacherOutput
 from anomalib_defend.models.defend.torch_model import CROP_SCALE, VIEW_SCALE, DefendModel
 from anomalib_defend.nn.crops import sample_boxes
 from anomalib_defend.nn.masking import num_kept, sample_patches
@@ -97,14 +98,23 @@ def dense_loss(model: DefendModel, images: Tensor, view_once: bool = False) -> T
     return torch.stack(losses).mean()
 
 
-def distill_loss(model: DefendModel, images: Tensor) -> Tensor:
-    """Eq. 4, guided by eq. 2, on features normalised by eq. 3."""
-    prefix = model.teacher.num_prefix_tokens
-    with torch.no_grad():
-        _, attention = forward_with_attention(model.teacher, images)
-        target, _ = forward_with_attention(model.teacher, images)
-    guide = attention.mean(dim=1)[:, 0, prefix:]
+def distill_loss(model: DefendModel, images: Tensor, teacher: TeacherOutput | None = None) -> Tensor:
+    """Eq. 4, guided by eq. 2, on features normalised by eq. 3.
+
+    Args:
+        model: Teacher and student.
+        images: [B, 3, H, W].
+        teacher: What the teacher makes of them, instead of its two passes: the second thing to improve.
+    """
+    if teacher is not None and teacher.attention is not None:
+        guide, target = teacher.attention, teacher.layers[-1]
+    else:
+        with torch.no_grad():
+            _, attention = forward_with_attention(model.teacher, images)
+            features, _ = forward_with_attention(model.teacher, images)
+        guide = attention.mean(dim=1)[:, 0, model.teacher.num_prefix_tokens :]
+        target = F.normalize(features, dim=-1)
     keep = sample_patches(guide, num_kept(guide.shape[1], model.mask_ratio))
     target = target.gather(1, keep[..., None].expand(-1, -1, target.shape[-1]))
     student = forward_kept(model.student, images, keep)
-    return F.mse_loss(F.normalize(student, dim=-1), F.normalize(target, dim=-1))
+    return F.mse_loss(F.normalize(student, dim=-1), target)

@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from anomalib_defend.models.defend.stages import make_optimizer
-from anomalib_defend.models.defend.teacher_cache import TeacherCache, reserve
+from anomalib_defend.models.defend.teacher_cache import TeacherCache, TeacherOutput, reserve
 from anomalib_defend.models.defend.torch_model import DefendModel
+from anomalib_defend.nn import vit
 
 from . import operations, reference
 from .machine import MatrixProducts
@@ -36,41 +38,47 @@ def our_dense_loss(model: DefendModel, images: Tensor) -> Tensor:
     return model.dense_step(images)[0]
 
 
-def our_distill_loss(model: DefendModel, images: Tensor) -> Tensor:
-    """Stage 2 as `Defend` computes it, teacher included."""
-    return model.distill_step(images)
-
-
-class Contender(NamedTuple):
-    """One way to compute a stage's loss."""
-
-    loss: Callable[[DefendModel, Tensor], Tensor]
-    cached: bool = False
-    bf16: bool = False
-    ours: bool = True
-
-
 def reference_dense_loss_view_once(model: DefendModel, images: Tensor) -> Tensor:
     """The published stage 1 with its first flaw mended."""
     return reference.dense_loss(model, images, view_once=True)
 
 
+def distill_loss_fused_attention(model: DefendModel, images: Tensor, teacher: TeacherOutput | None = None) -> Tensor:
+    """Stage 2 with torch's fused attention, where `Defend` takes plain products."""
+    with mock.patch.object(vit, "_attention_for", return_value=nullcontext()):
+        return model.distill_step(images, teacher)
+
+
+class Contender(NamedTuple):
+    """One way to compute a stage's loss."""
+
+    loss: Callable[..., Tensor]
+    """Of model, images and, if it is cached, the teacher's output."""
+    cached: bool = False
+    bf16: bool = False
+    optimizer: bool = True
+    """Ours, not torch's default."""
+
+
+OURS = {1: "Defend (+ crops in one pass, no loop, products upsampled)", 2: "Defend, cached teacher (+ fused AdamW)"}
 STAGES: dict[int, dict[str, Contender]] = {
     1: {
-        "published": Contender(reference.dense_loss, ours=False),
-        "+ view assigned once, without graph": Contender(reference_dense_loss_view_once, ours=False),
-        "Defend (+ crops in one pass, no loop, products upsampled)": Contender(our_dense_loss),
+        "published": Contender(reference.dense_loss, optimizer=False),
+        "+ view assigned once, without graph": Contender(reference_dense_loss_view_once, optimizer=False),
+        OURS[1]: Contender(our_dense_loss),
         "Defend, bf16-mixed": Contender(our_dense_loss, bf16=True),
     },
     2: {
-        "published": Contender(reference.distill_loss, ours=False),
-        "Defend, no cache (one teacher pass, [CLS] row only)": Contender(our_distill_loss),
-        "Defend, cached teacher": Contender(our_distill_loss, cached=True),
-        "Defend, no cache, bf16-mixed": Contender(our_distill_loss, bf16=True),
-        "Defend, cached teacher, bf16-mixed": Contender(our_distill_loss, cached=True, bf16=True),
+        "published": Contender(reference.distill_loss, optimizer=False),
+        "+ cached teacher": Contender(reference.distill_loss, cached=True, optimizer=False),
+        "+ only kept patches embedded": Contender(DefendModel.distill_step, cached=True, optimizer=False),
+        OURS[2]: Contender(DefendModel.distill_step, cached=True),
+        "Defend, no cache (one teacher pass, [CLS] row only)": Contender(DefendModel.distill_step),
+        "Defend, no cache, bf16-mixed": Contender(DefendModel.distill_step, bf16=True),
+        "Defend, cached, bf16-mixed, fused attention": Contender(distill_loss_fused_attention, cached=True, bf16=True),
+        "Defend, cached, bf16-mixed": Contender(DefendModel.distill_step, cached=True, bf16=True),
     },
 }
-OURS = {1: "Defend (+ crops in one pass, no loop, products upsampled)", 2: "Defend, cached teacher"}
 
 
 def make_cache(model: DefendModel, images: int, dtype: torch.dtype | None = None) -> TeacherCache:
@@ -101,7 +109,7 @@ class Step:
             self.cache.write(0, model.teacher_output(images, guide=True))
         self.optimizer: Optimizer = (
             make_optimizer(model, 1e-5, 1e-4, 1e-5)
-            if contender.ours
+            if contender.optimizer
             else torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
         )
 
@@ -121,9 +129,8 @@ class Step:
 
     def loss(self) -> Tensor:
         """The loss alone."""
-        if self.cache is None:
-            return self.contender.loss(self.model, self.images)
-        return self.model.distill_step(self.images, self.cache.read(self.names, self.images.device))
+        teacher = () if self.cache is None else (self.cache.read(self.names, self.images.device),)
+        return self.contender.loss(self.model, self.images, *teacher)
 
 
 def make_steps(backbone: str, batch: int, stage: int) -> dict[str, Step]:
