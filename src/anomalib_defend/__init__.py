@@ -9,8 +9,10 @@ Reading order, along the path that an image takes:
 2. ``pre_processing`` (resize and normalise, the same numbers in training, on the command line and after export)
 3. ``nn.vit`` (patch tokens, attention of a timm ViT), ``nn.crops``, ``nn.sinkhorn``, ``nn.prototypes``, ``nn.masking``
 4. ``models.defend.torch_model``, ``models.defend.loss`` (the two stages), ``nn.score`` (patch distance -> score, map)
-5. ``models.defend.lightning_model`` (optimisers, epochs, checkpoints); ``models.dn2``, the nearest-neighbour yardstick
-6. ``post_processing`` (threshold from normal images, strictly monotone scaling)
+5. ``models.components`` (what the models share), ``models.defend.lightning_model`` (optimisers, epochs, checkpoints)
+6. ``models.dn2`` (nearest neighbours, the yardstick), ``models.fitymi`` (fakes), ``models.arnet`` (restoration)
+7. ``post_processing`` (threshold from normal images, strictly monotone scaling)
+8. ``benchmark`` (comparisons, speed, reliability)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
 """
