@@ -58,8 +58,8 @@ def create_vit(backbone: str, image_size: tuple[int, int], drop_path_rate: float
         raise ValueError(msg) from error
     if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
         msg = (
-            f"backbone={backbone!r} is a {type(vit).__name__}; Defend takes timm's VisionTransformer family "
-            "(vit_*, deit_*), whose patch tokens it distils."
+            f"backbone={backbone!r} is a {type(vit).__name__}: only timm's VisionTransformer family "
+            "(vit_*, deit_*) is supported."
         )
         raise ValueError(msg)
     patch = vit.patch_embed.patch_size
