@@ -16,7 +16,8 @@ FILES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.r
 TENSORS = {"torch", "torchvision", "timm", "einops", "safetensors", "huggingface_hub", "sklearn", "threadpoolctl"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
 DRIVERS = ("benchmark", "example")
-TRAINING = {"lightning_model.py", "stages.py", "checkpoints.py"}  # the part of a model that sees Lightning
+# the part of a model that sees Lightning
+TRAINING = {"lightning_model.py", "training.py", "stages.py", "batches.py", "checkpoints.py"}
 
 
 def imports(file: Path) -> Iterator[str]:

@@ -1,8 +1,10 @@
-"""Checks of a model's arguments."""
+"""A model's arguments, and the trainer's."""
 
 from __future__ import annotations
 
 import math
+
+UNSET_MAX_EPOCHS = 1000  # what Lightning takes for trainer.max_epochs when the user gave none
 
 
 def as_pair(size: tuple[int, int] | int | None) -> tuple[int, int] | None:

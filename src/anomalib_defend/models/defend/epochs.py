@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-UNSET_MAX_EPOCHS = 1000  # what Lightning puts in when the user gave none
+from anomalib_defend.models.components.arguments import UNSET_MAX_EPOCHS
 
 
 def plan_epochs(dense: int, distill: int, max_epochs: int | None, other_limit: bool = False) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import AnomalibDataset, Batch
+from anomalib.data import AnomalibDataset
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -21,12 +21,12 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from anomalib_defend.models.components.batches import own_batches
+
 from .epochs import plan_epochs
 from .teacher_cache import RAM, CacheLayout, CachePlace, TeacherCache, choose_place, fingerprint, reserve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from .lightning_model import Defend
     from .torch_model import DefendModel
 
@@ -313,25 +313,3 @@ def disk_folder(trainer: Trainer) -> Path:
     """Beside the folders ``v0``, ``v1`` ... that anomalib numbers the runs with: a resumed run has another number."""
     root = Path(trainer.default_root_dir)
     return (root.parent if re.fullmatch(r"v\d+", root.name) else root) / "teacher_cache"
-
-
-def own_batches(trainer: Trainer, model: Defend) -> Iterator[tuple[range, Batch]]:
-    """This process's share of the training images, preprocessed, on its device: rows of the cache and their images."""
-    loader: DataLoader = trainer.train_dataloader
-    images, step = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
-    batches = [range(start, min(start + step, images)) for start in range(0, images, step)]
-    own = batches[trainer.local_rank :: trainer.num_devices]
-    reader = DataLoader(
-        loader.dataset,
-        batch_sampler=[list(rows) for rows in own],
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator(),  # the random numbers of the training are left alone
-    )
-    for rows, batch in zip(own, reader, strict=True):
-        moved = trainer.strategy.batch_to_device(batch)
-        if model.pre_processor is not None:
-            model.pre_processor.on_train_batch_start(trainer, model, moved, 0)
-        yield rows, moved

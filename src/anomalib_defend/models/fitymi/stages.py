@@ -19,6 +19,9 @@ from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.v2 import Resize
 
+from anomalib_defend.models.components.arguments import UNSET_MAX_EPOCHS
+from anomalib_defend.models.components.batches import preprocessed
+
 from .fakes import SAMPLED_AT_ONCE, FakeCache, fingerprint, own_fakes, small_images
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNSET_MAX_EPOCHS = (None, -1, 1000)  # the last is what Lightning puts in when the user gave none
 MAX_WARM_UP = 5000  # steps
 FID_IMAGES = 1000  # the most that are sampled for one value
 
@@ -100,7 +102,7 @@ class Stages(Callback):
         """
         del pl_module
         loop = trainer.fit_loop
-        if not trainer.fast_dev_run and loop.max_epochs not in UNSET_MAX_EPOCHS:
+        if not trainer.fast_dev_run and loop.max_epochs not in {None, -1, UNSET_MAX_EPOCHS}:
             msg = (
                 f"trainer.max_epochs={loop.max_epochs} does not fit: leave it out. The stages have lengths of their "
                 "own, model.stop_step (in steps) and model.classifier_epochs."
@@ -349,11 +351,3 @@ def own_loader(loader: DataLoader, dataset: AnomalibDataset, order: Sequence[int
         multiprocessing_context=loader.multiprocessing_context,
         generator=torch.Generator(),
     )
-
-
-def preprocessed(trainer: Trainer, model: Fitymi, batch: Batch) -> Batch:
-    """A batch of one's own as a training step gets it."""
-    batch = trainer.strategy.batch_to_device(batch)
-    if model.pre_processor is not None:
-        model.pre_processor.on_train_batch_start(trainer, model, batch, 0)
-    return batch

@@ -1,0 +1,46 @@
+"""Training images read beside the training: nothing of it, its random numbers included, changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anomalib.data import Batch
+    from anomalib.models.components import AnomalibModule
+    from lightning.pytorch import Trainer
+
+
+def own_batches(trainer: Trainer, model: AnomalibModule) -> Iterator[tuple[range, Batch]]:
+    """This process's share of the training images, in their own order, preprocessed, on its device.
+
+    Yields:
+        The images' rows in the data set, and the images.
+    """
+    loader: DataLoader = trainer.train_dataloader
+    images, step = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
+    batches = [range(start, min(start + step, images)) for start in range(0, images, step)]
+    own = batches[trainer.local_rank :: trainer.num_devices]
+    reader = DataLoader(
+        loader.dataset,
+        batch_sampler=[list(rows) for rows in own],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=torch.Generator(),  # the random numbers of the training are left alone
+    )
+    for rows, batch in zip(own, reader, strict=True):
+        yield rows, preprocessed(trainer, model, batch)
+
+
+def preprocessed(trainer: Trainer, model: AnomalibModule, batch: Batch) -> Batch:
+    """A batch of one's own as a training step gets it."""
+    batch = trainer.strategy.batch_to_device(batch)
+    if model.pre_processor is not None:
+        model.pre_processor.on_train_batch_start(trainer, model, batch, 0)
+    return batch
