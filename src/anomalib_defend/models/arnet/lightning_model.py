@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,13 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from anomalib_defend.models.components import NoveltyDetectorMixin
-from anomalib_defend.models.components.arguments import as_pair, check_ranges
-from anomalib_defend.models.components.checkpoints import LastEpoch
-from anomalib_defend.models.components.guard import LossGuard
-from anomalib_defend.models.components.seeds import seed_epoch
-from anomalib_defend.models.defend.epochs import UNSET_MAX_EPOCHS
-from anomalib_defend.models.defend.stages import own_batches
+from anomalib_defend.models.components import TrainedDetectorMixin
+from anomalib_defend.models.components.arguments import UNSET_MAX_EPOCHS, as_pair, check_ranges
+from anomalib_defend.models.components.batches import own_batches
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from anomalib_defend.pre_processing import ResizeNormalize
 
@@ -39,7 +33,7 @@ logger = logging.getLogger(__name__)
 NUM_LR_STEPS = 10
 
 
-class ARNet(NoveltyDetectorMixin, AnomalibModule):
+class ARNet(TrainedDetectorMixin, AnomalibModule):
     """Restoration of erased colour and orientation: novel images are restored badly.
 
     A U-Net, trained from scratch on the normal images, restores the colour image from its grey version rotated by 0,
@@ -70,6 +64,7 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
 
     landmark = "model.train_error"
     architecture = ("width", "normalize_scores")
+    of_this_run = ("epochs",)
     model: ARNetModel
     trained_steps: torch.Tensor
 
@@ -99,9 +94,6 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.model = self._build_model()
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
-        self._guard = LossGuard()
-        self._seed: int | None = None  # of this run
-        self._first_epoch = 0
 
     def _build_model(self) -> ARNetModel:
         return ARNetModel(**{name: self.hparams[name] for name in self.architecture})
@@ -113,11 +105,6 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
 
     # ------------------------------------------------------------------------------------------------------- fitting
 
-    def configure_callbacks(self) -> list[Callback]:
-        """The components, the table of predictions, and a checkpoint of every epoch."""
-        callbacks = super().configure_callbacks()
-        return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD without momentum, halved after each tenth of the epochs."""
         optimizer = torch.optim.SGD(self.model.parameters(), lr=self.hparams.lr)
@@ -125,44 +112,17 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
         halvings = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5 ** (NUM_LR_STEPS * epoch // epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": halvings, "interval": "epoch"}}
 
-    def setup(self, stage: str) -> None:
-        """At the start of ``fit``: seed and initialise the network, whether or not a checkpoint follows."""
-        super().setup(stage)
-        if stage != TrainerFn.FITTING:
-            return
-        self._guard, self._first_epoch = LossGuard(), 0
-        self._seed_run(self.hparams.seed)
-        if self.trainer.current_epoch > 0:  # this trainer has trained before: on_fit_start decides, nothing is lost
-            return
+    def initialize(self) -> None:
+        """Draw the network's weights."""
         self.model.reset()
         self.trained_steps.zero_()
 
     def on_fit_start(self) -> None:
         """Fix the epochs."""
-        if self.trainer.ckpt_path is None and self.trainer.current_epoch > 0:
-            msg = "This engine has finished its training: use a new Engine, or resume with ckpt_path and more epochs."
-            raise RuntimeError(msg)
+        self._refuse_finished_engine()
         plan_epochs(self.trainer, self.hparams.epochs)
-        if self.hparams.seed is not None and getattr(self.trainer.datamodule, "seed", 0) is None:
-            logger.warning("The data's own random splits differ from run to run: give the datamodule a seed, too.")
-        self._seed_epoch(self._first_epoch)  # here, because the data loader may start before the epoch does
-
-    def _seed_run(self, seed: int | None) -> None:
-        """Seed everything; without a seed, draw one that a checkpoint can name."""
-        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
-        if seed is None:
-            self._seed = self.trainer.strategy.broadcast(self._seed)
-            logger.info("seed=%d was drawn for this run.", self._seed)
-        seed_everything(self._seed, workers=True, verbose=False)
-
-    def on_train_epoch_start(self) -> None:
-        """Draw the random numbers of this epoch, the order of the images included, whatever has happened before."""
-        if self.current_epoch > 0 and not self.trainer.fit_loop.is_resuming:  # else the data loader has started already
-            self._seed_epoch(self.current_epoch)
-
-    def _seed_epoch(self, epoch: int) -> None:
-        if self._seed is not None:
-            seed_epoch(self._seed, epoch, self.global_rank)
+        self._warn_of_unseeded_data()
+        self._seed_first_epoch()
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Restore a batch from all its erased versions.
@@ -204,14 +164,6 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
         total = trainer.strategy.reduce(total, reduce_op="sum")
         self.model.train_error.copy_(total[:-1] / total[-1])
 
-    def on_train_epoch_end(self) -> None:
-        """Look at the last loss."""
-        self._guard.check()
-
-    def on_validation_start(self) -> None:
-        """Look at the last loss before the model is judged and saved."""
-        self._guard.check()
-
     @property
     def untrained(self) -> str:
         """What is missing before images can be scored; empty once there was a step."""
@@ -219,39 +171,18 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the run's seed, too.
-
-        Raises:
-            FloatingPointError: If the last loss or a weight is NaN or infinite: a good checkpoint is never replaced.
-        """
-        self._guard.check()
-        super().on_save_checkpoint(checkpoint)
-        if self._seed is not None:
-            checkpoint["hyper_parameters"]["seed"] = self._seed
-
     def build(self, state: Mapping[str, torch.Tensor]) -> None:
         """Make the network anew."""
         del state
         self.model = self._build_model().to(self.device)
 
     def saved_arguments(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that a checkpoint brings, to test it or to go on from it with ``epochs`` that may be others."""
-        saved = {"seed": None, **super().saved_arguments(checkpoint)}
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            if self.trained_steps > checkpoint["state_dict"]["trained_steps"]:
-                logger.warning("The weights trained so far are replaced by those of ckpt_path, which has fewer steps.")
-            return saved
-        if "optimizer_states" not in checkpoint:
-            msg = "ckpt_path was saved with save_weights_only: it can be tested, but no training goes on from it."
-            raise ValueError(msg)
-        # where Lightning goes on: in the epoch of the checkpoint, unless it was saved after that epoch's end
-        self._first_epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if saved["seed"] is not None:
-            self._seed_run(saved["seed"])
-        if self.hparams.epochs != inspect.signature(type(self)).parameters["epochs"].default:
-            saved["epochs"] = self.hparams.epochs
-        logger.info("Resuming with the checkpoint's arguments and epochs=%d.", saved["epochs"])
+        """The arguments that a checkpoint brings, to test it or to go on from it with other ``epochs``."""
+        saved = super().saved_arguments(checkpoint)
+        if self._is_fitting:
+            logger.info("Resuming with the checkpoint's arguments and epochs=%d.", saved["epochs"])
+        elif self.trained_steps > checkpoint["state_dict"]["trained_steps"]:
+            logger.warning("The weights trained so far are replaced by those of ckpt_path, which has fewer steps.")
         return saved
 
 

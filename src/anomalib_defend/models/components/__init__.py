@@ -1,5 +1,6 @@
-"""What the models of this package share: anomalib's hooks, checkpoints and exports that lose nothing."""
+"""What the models of this package share: anomalib's hooks, trainings that can be repeated, checkpoints, exports."""
 
 from .lightning_model import NoveltyDetectorMixin
+from .training import TrainedDetectorMixin
 
-__all__ = ["NoveltyDetectorMixin"]
+__all__ = ["NoveltyDetectorMixin", "TrainedDetectorMixin"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,15 +12,11 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
-from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from anomalib_defend.models.components import NoveltyDetectorMixin
+from anomalib_defend.models.components import TrainedDetectorMixin
 from anomalib_defend.models.components.arguments import as_pair, check_ranges
-from anomalib_defend.models.components.checkpoints import LastEpoch
-from anomalib_defend.models.components.guard import LossGuard
-from anomalib_defend.models.components.seeds import seed_epoch
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import create_vit, data_config
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
@@ -40,7 +35,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_NUM_PROTOTYPES = 5
 
 
-class Defend(NoveltyDetectorMixin, AnomalibModule):
+class Defend(TrainedDetectorMixin, AnomalibModule):
     """Multi-object novelty detection: is the normal object still in the image?
 
     Stage 1 (DEFEND, ``dense_epochs``) fine-tunes the last blocks of a pretrained ViT teacher on the normal images, with
@@ -92,6 +87,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
         "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score",
     )  # fmt: skip
+    of_this_run = ("distill_epochs",)
     model: DefendModel
     trained_steps: torch.Tensor
     teacher_cache: TeacherCache | None = None
@@ -150,9 +146,6 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         self.register_buffer("trained_steps", torch.zeros(2, dtype=torch.long))  # of stage 1 and 2
         self.stage_epochs = (dense_epochs, distill_epochs)
         self._usage: list[torch.Tensor] = []
-        self._guard = LossGuard()
-        self._seed: int | None = None  # of this run
-        self._first_epoch = 0
 
     # ------------------------------------------------------------------------------------------------- construction
 
@@ -177,22 +170,10 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The components, the table of predictions, the stages, and a checkpoint of every epoch."""
-        callbacks: list[Callback] = [
-            *super().configure_callbacks(),
-            StageSwitch(),
-            TeacherPass(self.hparams.teacher_cache),
-        ]
-        return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
+        return [*super().configure_callbacks(), StageSwitch(), TeacherPass(self.hparams.teacher_cache)]
 
-    def setup(self, stage: str) -> None:
-        """At the start of ``fit``: seed, choose K and initialise the student, whether or not a checkpoint follows."""
-        super().setup(stage)
-        if stage != TrainerFn.FITTING:
-            return
-        self._guard, self._first_epoch = LossGuard(), 0
-        self._seed_run(self.hparams.seed)
-        if self.trainer.current_epoch > 0:  # this trainer has trained before: on_fit_start decides, nothing is lost
-            return
+    def initialize(self) -> None:
+        """Choose K and initialise the student; the teacher, too, if nothing is loaded into it."""
         num_prototypes = self._choose_num_prototypes()
         if num_prototypes != len(self.model.head.prototypes):
             self.model = self._build_model(num_prototypes)
@@ -203,29 +184,18 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
 
     def on_fit_start(self) -> None:
         """Fix the epochs and, unless a checkpoint has brought it, load the teacher."""
-        if self.trainer.ckpt_path is None and self.trainer.current_epoch > 0:
-            msg = "This engine has finished its training: use a new Engine, or resume with ckpt_path and more epochs."
-            raise RuntimeError(msg)
+        self._refuse_finished_engine()
         self.stage_epochs = plan_stages(self.trainer, self.hparams.dense_epochs, self.hparams.distill_epochs)
         if self.trainer.ckpt_path is None:
             self._load_teacher()
-        if self.hparams.seed is not None and getattr(self.trainer.datamodule, "seed", 0) is None:
-            logger.warning("The data's own random splits differ from run to run: give the datamodule a seed, too.")
-        self._seed_epoch(self._first_epoch)  # here, because the data loader may start before the epoch does
+        self._warn_of_unseeded_data()
+        self._seed_first_epoch()
 
     def _load_teacher(self) -> None:
         if self.hparams.weights is not None:
             load_weights(self.model.teacher, self.hparams.weights)
         elif self.hparams.pre_trained:
             load_pretrained(self.model.teacher, self.hparams.backbone)
-
-    def _seed_run(self, seed: int | None) -> None:
-        """Seed everything; without a seed, draw one that a checkpoint can name."""
-        self._seed = int(torch.randint(2**31, ())) if seed is None else seed
-        if seed is None:
-            self._seed = self.trainer.strategy.broadcast(self._seed)
-            logger.info("seed=%d was drawn for this run.", self._seed)
-        seed_everything(self._seed, workers=True, verbose=False)
 
     def _choose_num_prototypes(self) -> int:
         if self.hparams.num_prototypes is not None:
@@ -246,15 +216,6 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     def in_dense_stage(self) -> bool:
         """Whether the current epoch belongs to stage 1."""
         return self.current_epoch < self.stage_epochs[0]
-
-    def on_train_epoch_start(self) -> None:
-        """Draw the random numbers of this epoch, the order of the images included, whatever has happened before."""
-        if self.current_epoch > 0 and not self.trainer.fit_loop.is_resuming:  # else the data loader has started already
-            self._seed_epoch(self.current_epoch)
-
-    def _seed_epoch(self, epoch: int) -> None:
-        if self._seed is not None:
-            seed_epoch(self._seed, epoch, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """One step of the stage that the epoch belongs to.
@@ -286,7 +247,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
 
     def on_train_epoch_end(self) -> None:
         """Look at the last loss, and warn when the prototypes collapse."""
-        self._guard.check()
+        super().on_train_epoch_end()
         if not self._usage:
             return
         usage, number = torch.stack(self._usage).mean().item(), len(self.model.head.prototypes)
@@ -300,10 +261,6 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
             )
 
     # ---------------------------------------------------------------------------------------------------- evaluation
-
-    def on_validation_start(self) -> None:
-        """Look at the last loss before the model is judged and saved."""
-        self._guard.check()
 
     def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
         """Score a batch and log the mean score of the normal validation images as ``val_score``."""
@@ -328,45 +285,24 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     # ------------------------------------------------------------------------------------------ checkpoints and export
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the run's seed, too.
+        """Save the run's seed, too, and no argument that is of this machine, not of the model.
 
         Raises:
             FloatingPointError: If the last loss or a weight is NaN or infinite: a good checkpoint is never replaced.
         """
-        self._guard.check()
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"].pop("teacher_cache", None)  # of this machine, not of the model
-        if self._seed is not None:
-            checkpoint["hyper_parameters"]["seed"] = self._seed
+        checkpoint["hyper_parameters"].pop("teacher_cache", None)
 
     def saved_arguments(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that a checkpoint brings, to test it or to go on from it."""
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            return self._resume(checkpoint)
-        if self.trained_steps.sum() > checkpoint["state_dict"]["trained_steps"].sum():
+        """The arguments that a checkpoint brings, to test it or to go on from it with other ``distill_epochs``."""
+        saved = super().saved_arguments(checkpoint)
+        if self._is_fitting:
+            logger.info("Resuming with the checkpoint's arguments and distill_epochs=%d.", saved["distill_epochs"])
+        elif self.trained_steps.sum() > checkpoint["state_dict"]["trained_steps"].sum():
             logger.warning("The weights trained so far are replaced by those of ckpt_path, which has had fewer steps.")
-        return super().saved_arguments(checkpoint)
+        return saved
 
     def build(self, state: Mapping[str, torch.Tensor]) -> None:
         """Make the networks anew, with as many prototypes as were trained."""
         normal = len(state.get("model.normal_prototypes.centers", [None]))
         self.model = self._build_model(len(state[self.landmark]), normal)
-
-    def _resume(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """Take up seed and epoch of a run; returns its arguments, of which ``distill_epochs`` may be another now."""
-        if "optimizer_states" not in checkpoint:
-            msg = "ckpt_path was saved with save_weights_only: it can be tested, but no training goes on from it."
-            raise ValueError(msg)
-        # where Lightning goes on: in the epoch of the checkpoint, unless it was saved after that epoch's end
-        self._first_epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        saved = {"seed": None, **checkpoint["hyper_parameters"]}
-        if saved["seed"] is not None:
-            self._seed_run(saved["seed"])
-        if self.hparams.distill_epochs != self._default("distill_epochs"):
-            saved["distill_epochs"] = self.hparams.distill_epochs
-        logger.info("Resuming with the checkpoint's arguments and distill_epochs=%d.", saved["distill_epochs"])
-        return saved
-
-    @classmethod
-    def _default(cls, argument: str) -> Any:
-        return inspect.signature(cls).parameters[argument].default

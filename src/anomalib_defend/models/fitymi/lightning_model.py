@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,11 @@ from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
-from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Callback
 
-from anomalib_defend.models.components import NoveltyDetectorMixin
+from anomalib_defend.models.components import TrainedDetectorMixin
 from anomalib_defend.models.components.arguments import as_pair, check_ranges
-from anomalib_defend.models.components.checkpoints import LastEpoch
-from anomalib_defend.models.components.guard import LossGuard
-from anomalib_defend.models.components.seeds import seed_epoch
+from anomalib_defend.models.components.batches import preprocessed
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import data_config
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
@@ -29,7 +25,7 @@ from anomalib_defend.pre_processing import ResizeNormalize
 
 from .fakes import FakeImages
 from .generator import Generator
-from .stages import Plan, Progress, Stages, own_loader, plain_batches, preprocessed
+from .stages import Plan, Progress, Stages, own_loader, plain_batches
 from .torch_model import FitymiModel, resized_size
 
 if TYPE_CHECKING:
@@ -45,7 +41,7 @@ GENERATOR_CLIP = 1.0
 WEIGHT_DECAY = 5e-5
 
 
-class Fitymi(NoveltyDetectorMixin, AnomalibModule):
+class Fitymi(TrainedDetectorMixin, AnomalibModule):
     """Novelty detection with fakes near the normal images, made by an early-stopped diffusion model of them.
 
     The generator is trained on the normal images and stopped early, so that its samples are close to them but differ. A
@@ -90,6 +86,8 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
 
     landmark = "model.classifier.weight"
     architecture = ("backbone", "generator_size", "generator_channels")
+    of_this_run = ("fake_cache", "fake_dir", "classifier_epochs")
+    run_seed: int = 0
     model: FitymiModel
     generator: Generator | None
 
@@ -139,12 +137,9 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         self.fake_paths: list[Path] = []
         self.small_images: Tensor | None = None  # the normal images for the generator, uint8
         self.small_index: dict[str, int] = {}  # and their places in it
-        self.run_seed = 0
         self.plan: Plan
         self._fakes: Iterator[Batch] = iter(())
         self._fakes_epoch = self._memory_step = -1  # that the iterator and the memory are of
-        self._guard = LossGuard()
-        self._first_epoch = 0
 
     # ------------------------------------------------------------------------------------------------- construction
 
@@ -176,18 +171,10 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The components, the table of predictions, the stages, and a checkpoint of every epoch."""
-        callbacks: list[Callback] = [*super().configure_callbacks(), Stages()]
-        return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
+        return [*super().configure_callbacks(), Stages()]
 
-    def setup(self, stage: str) -> None:
-        """At the start of ``fit``: seed and initialise, whether or not a checkpoint follows."""
-        super().setup(stage)
-        if stage != TrainerFn.FITTING:
-            return
-        self._guard, self._first_epoch, self._fakes_epoch, self._memory_step = LossGuard(), 0, -1, -1
-        self._seed_run(self.hparams.seed)
-        if self.trainer.current_epoch > 0:  # this trainer has trained before: on_fit_start decides, nothing is lost
-            return
+    def initialize(self) -> None:
+        """Make the networks anew; the generator comes with its stage."""
         self.model, self.generator, self.progress = self._build_model(), None, Progress()
 
     def on_fit_start(self) -> None:
@@ -200,18 +187,8 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
                 load_weights(self.model.encoder, self.hparams.weights)
             elif self.hparams.pre_trained:
                 load_pretrained(self.model.encoder, self.hparams.backbone)
-        self._seed_epoch(self._first_epoch)  # here, because the data loader may start before the epoch does
-
-    def _seed_run(self, seed: int | None) -> None:
-        """Seed everything; without a seed, draw one that a checkpoint can name."""
-        if seed is None:
-            seed = int(torch.randint(2**31, ()))
-            logger.info("seed=%d was drawn for this run.", seed)
-        self.run_seed = seed
-        seed_everything(seed, workers=True, verbose=False)
-
-    def _seed_epoch(self, epoch: int) -> None:
-        seed_epoch(self.run_seed, epoch, self.global_rank)
+        self._fakes_epoch = self._memory_step = -1
+        self._seed_first_epoch()
 
     @property
     def in_generator_stage(self) -> bool:
@@ -225,11 +202,6 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
             return torch.optim.Adam(self.generator.parameters(), GENERATOR_LR)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return torch.optim.SGD(trained, self.hparams.classifier_lr, weight_decay=WEIGHT_DECAY)
-
-    def on_train_epoch_start(self) -> None:
-        """Draw the random numbers of this epoch, the order of the images included, whatever has happened before."""
-        if self.current_epoch > 0 and not self.trainer.fit_loop.is_resuming:  # else the data loader has started already
-            self._seed_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         """End the epoch in which the generator has stopped."""
@@ -299,15 +271,15 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
 
     def on_train_epoch_end(self) -> None:
         """Look at the last loss; fill the memory at the end, where no validation has."""
-        self._guard.check()
+        super().on_train_epoch_end()
         last = self.trainer.should_stop or self.current_epoch + 1 >= (self.trainer.max_epochs or 0)
         if not self.in_generator_stage and last:
             self._fill_memory()
 
     def on_validation_start(self) -> None:
         """Look at the last loss before the model is judged, and fill the memory that it is judged with."""
-        self._guard.check()
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.in_generator_stage:
+        super().on_validation_start()
+        if self._is_fitting and not self.in_generator_stage:
             self._fill_memory()
 
     def on_fit_end(self) -> None:
@@ -348,9 +320,7 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         Raises:
             FloatingPointError: If the last loss or a weight is NaN or infinite: a good checkpoint is never replaced.
         """
-        self._guard.check()
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"]["seed"] = self.run_seed
         checkpoint["fitymi_progress"] = asdict(self.progress)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -370,26 +340,6 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
             for name in of_generator:
                 del state[name]
         self.progress = Progress(**checkpoint.get("fitymi_progress", {}))
-
-    def saved_arguments(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that a checkpoint brings; to resume, those of this machine and more epochs can be given."""
-        saved = super().saved_arguments(checkpoint)
-        if not self._is_fitting:
-            return saved
-        if "optimizer_states" not in checkpoint:
-            msg = "ckpt_path was saved with save_weights_only: it can be tested, but no training goes on from it."
-            raise ValueError(msg)
-        # where Lightning goes on: in the epoch of the checkpoint, unless it was saved after that epoch's end
-        self._first_epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        self._seed_run(saved["seed"])
-        for name in ("fake_cache", "fake_dir", "classifier_epochs"):
-            if self.hparams[name] != inspect.signature(type(self)).parameters[name].default:
-                saved[name] = self.hparams[name]
-        return saved
-
-    @property
-    def _is_fitting(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def build(self, state: Mapping[str, Tensor]) -> None:
         """Make the networks anew, with room for as many images as the memory holds."""
