@@ -10,6 +10,9 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Test files side by side, a process of one thread for each core; PYTEST_WORKERS=0 runs them in this process
+PYTEST_WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile
 
 VENV := .venv
 LOWEST := .venv-lowest
@@ -63,10 +66,10 @@ quickstart: $(VENV)/.installed-quickstart
 	@echo "OpenVINO model: $$(find $(RUN)/openvino -name '*.xml' -print -quit)"
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST:python=$(BIN)/python) $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST:python=$(LOWEST)/bin/python) $(PYTEST_ARGS)
 
 audit: $(VENV)/.installed-dev $(AUDIT)/bin/pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > $(AUDIT)/requirements.txt
