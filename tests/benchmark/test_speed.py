@@ -153,10 +153,24 @@ def test_scaling_fits_exponents_and_plots(tmp_path):
 
 @pytest.mark.parametrize("job", scaling.JOBS)
 def test_work_covers_all_images(job):
-    cost = scaling.measure(job, DIGITS, 5, 96, 2, 1, True)
+    cost = scaling.measure(job, DIGITS, 5, 96, 2, 1, time.process_time)
     assert cost.seconds > 0
     assert math.isfinite(cost.mib)
     assert (cost.cache_mib > 0) == (job == "stage 2")
+
+
+def test_scaling_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    calls, file = [], tmp_path / "figures.json"
+    monkeypatch.setattr(scaling, "in_fresh_process", lambda *call: calls.append(call) or scaling.Cost(1.5, 2.5))
+    options = Options(counts=(1, 2), json=file)
+    results = list(scaling.run(options))
+    number = len(calls)
+    assert number == 4 * len(scaling.JOBS)
+    for result in results[: len(results) // 2]:
+        program.keep(file, result.figures)
+    known = sum(bool(result.figures) for result in results[: len(results) // 2])
+    assert [result.figures for result in scaling.run(options)] == [result.figures for result in results]
+    assert len(calls) == 2 * number - known
 
 
 def test_jobs_add_up():

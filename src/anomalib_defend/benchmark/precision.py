@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="Pascal VOC 2012")
     parser.add_argument("--category", default="horse")
     parser.add_argument("--backbone", default="deit_tiny_patch16_224", help="timm ViT")
-    parser.add_argument("--weights", required=True, help="its weights, .safetensors or .pth")
+    parser.add_argument("--weights", help="its weights, .safetensors or .pth; default: timm's")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--max-train-images", type=int, default=300)
     parser.add_argument("--dense-epochs", nargs="+", type=int, default=[0, 1])

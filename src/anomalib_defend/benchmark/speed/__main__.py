@@ -77,7 +77,8 @@ def main() -> int:
         try:
             for result in import_module(f".{name}", __package__).run(options):
                 keep(arguments.json, result.figures)
-                print(f"\n{result.markdown}", flush=True)
+                if result.markdown:
+                    print(f"\n{result.markdown}", flush=True)
         except Exception:  # the other parts go on
             traceback.print_exc()
             failed.append(name)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Options:
     counts: tuple[int, ...] = (250, 500, 1000, 2000)
     images: Path | None = None
     plot: Path | None = None
+    json: Path | None = None
     cpu_time: bool = False
 
     @property
@@ -33,7 +35,7 @@ class Result:
     """One table of a part: Markdown for docs/measurements.md, and figures by name."""
 
     markdown: str
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def by_backbone(figures: dict[str, float], backbone: str, options: Options) -> dict[str, float]:

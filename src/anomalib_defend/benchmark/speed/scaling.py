@@ -7,7 +7,7 @@ file that is mapped into memory, is told apart: it grows with the images by desi
 
 from __future__ import annotations
 
-import time
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,15 +49,16 @@ class Work:
         defend: The model.
         count: Number of images.
         batch: Images of a step.
-        cpu_time: Measure this process's own time on all cores together, not elapsed time.
+        clock: What time is measured.
     """
 
-    def __init__(self, job: str, defend: Defend, count: int, batch: int, cpu_time: bool) -> None:
+    def __init__(self, job: str, defend: Defend, count: int, batch: int, clock: Callable[[], float]) -> None:
         self.defend, self.model, self.batch = defend, defend.model, batch
-        self.clock = time.process_time if cpu_time else time.perf_counter
+        self.clock = clock
         self.count = -(-count // batch) * batch
         self.images = random_images(batch, self.model.image_size)
-        self.step = Step(self.model, self.images, STAGES[1][OURS[1]])
+        stage = 2 if job == "stage 2" else 1
+        self.step = Step(self.model, self.images, STAGES[stage][OURS[stage]])
         self.seconds = 0.0
         if job == "stage 2":
             self.step.cache = make_cache(self.model, self.count)
@@ -90,13 +91,27 @@ class Work:
                 self.seconds += self.clock() - start
 
 
-def measure(job: str, backbone: str, count: int, side: int, batch: int, threads: int, cpu_time: bool) -> Cost:
+def measure(
+    job: str, backbone: str, count: int, side: int, batch: int, threads: int, clock: Callable[[], float]
+) -> Cost:
     """Cost of a job; to be called in a fresh process."""
     torch.set_num_threads(threads)
-    work = Work(job, random_model(backbone, side), count, batch, cpu_time)
+    work = Work(job, random_model(backbone, side), count, batch, clock)
     peak = peak_mib(work)
     cache = 0.0 if work.step.cache is None else work.step.cache.layout.bytes / 2**20
     return Cost(work.seconds, peak - cache, cache)
+
+
+def measured_before(options: Options) -> Costs:
+    """Cells that ``--json`` holds already: they are not measured again."""
+    if options.json is None or not options.json.exists():
+        return {}
+    figures = json.loads(options.json.read_text())
+    return {
+        tuple(json.loads(name.removeprefix("scaling "))): Cost(*values)
+        for name, values in figures.items()
+        if name.startswith("scaling ")
+    }
 
 
 def exponent(x: list[float], y: list[float]) -> float:
@@ -107,13 +122,16 @@ def exponent(x: list[float], y: list[float]) -> float:
 def run(options: Options) -> Iterator[Result]:
     """Measure with the first encoder; the size of the images grows at the smallest number of them."""
     backbone, counts = options.backbones[0], options.counts
-    measured: Costs = {}
+    measured = measured_before(options)
     fits: list[dict[str, object]] = []
     for job in JOBS:
         rows: list[dict[str, object]] = []
         for count, side in sorted({(count, SIDE) for count in counts} | {(counts[0], side) for side in SIDES}):
-            arguments = (job, backbone, count, side, options.batch, options.threads, options.cpu_time)
-            cost = measured[job, count, side] = in_fresh_process(measure, *arguments)
+            if (job, count, side) not in measured:
+                arguments = (job, backbone, count, side, options.batch, options.threads, options.clock)
+                measured[job, count, side] = in_fresh_process(measure, *arguments)
+            cost = measured[job, count, side]
+            yield Result("", {f"scaling {json.dumps([job, count, side])}": list(cost)})
             row = {backbone: job, "images": count, "pixels": side, "s": cost.seconds, "peak memory, MiB": cost.mib}
             rows.append({**row, "and the cache, MiB": cost.cache_mib or None})
         yield Result(table(rows))
