@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 # chosen with `anomalib_defend.benchmark.prototypes`
@@ -56,6 +54,9 @@ class NormalPrototypes(nn.Module):
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
         """Find the prototypes of the normal images' features [M, D], M >= K; the same ones for the same features."""
+        from sklearn.cluster import KMeans  # noqa: PLC0415 - 30 ms at every start of the command line
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415
+
         x = F.normalize(features.double().cpu(), dim=-1)
         with threadpool_limits(1):  # several threads add up in any order
             kmeans = KMeans(len(self.centers), n_init=3, random_state=0).fit(x.numpy())
