@@ -175,7 +175,7 @@ start = time.process_time()
 import anomalib_defend.models, anomalib_defend.data
 print(json.dumps([time.process_time() - start, events]))
 """
-    # with compiled files, as an installed package has, from the second run on at the latest; CPU time, not a busy machine's
+    # with compiled files, as an installed package has, from the second run on at the latest; CPU time, not elapsed
     settings = {"ANOMALIB_DEFEND_AUTOLOAD": "0", "PYTHONDONTWRITEBYTECODE": ""}
     runs = [json.loads(succeeds(run(code, **settings)).splitlines()[-1]) for _ in range(3)]
     assert median(seconds for seconds, _ in runs) < 0.1
