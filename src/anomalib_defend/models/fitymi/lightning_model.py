@@ -87,7 +87,7 @@ class Fitymi(TrainedDetectorMixin, AnomalibModule):
     landmark = "model.classifier.weight"
     architecture = ("backbone", "generator_size", "generator_channels")
     of_this_run = ("fake_cache", "fake_dir", "classifier_epochs")
-    run_seed: int = 0
+    run_seed: int  # once it fits
     model: FitymiModel
     generator: Generator | None
 
