@@ -1,8 +1,9 @@
 """A miniature of Pascal VOC, and the real data where it is at hand."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,13 @@ import miniatures
 
 # the models are tiny: threads that wait for each other on a busy machine cost more than they bring
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_its_own() -> Iterator[None]:
+    """A Trainer leaves LOCAL_RANK behind, and what starts two processes in a later test would wait for the second."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture
