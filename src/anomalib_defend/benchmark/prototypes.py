@@ -28,8 +28,8 @@ from anomalib_defend.nn.vit import data_config
 from anomalib_defend.pre_processing import ResizeNormalize
 
 PER_CATEGORY = (1, 5, 10)
-SHRINKAGE = (0.75, 0.9, 0.97)
-CONCENTRATION = (20.0, 40.0)
+SHRINKAGE = (0.75, 0.9, 0.97, 1.0)
+CONCENTRATION = (20.0, 40.0, 60.0, 80.0)
 
 Choice = tuple[int, float, float]
 
@@ -50,6 +50,9 @@ def cells(arguments: argparse.Namespace) -> Iterator[tuple[str, SemanticDataModu
                 "CIFAR-10 splits",
                 SemanticCIFAR10(arguments.cifar10, category=[int(digit) for digit in split], **limits),
             )
+        for name in ("automobile", "bird", "deer"):
+            data = SemanticCIFAR10(arguments.cifar10, category=name, setting="leave_one_out", **limits)
+            yield "CIFAR-10 leave-one-out", data
     if arguments.fashion_mnist:
         for number in (1, 2, 3, 5, 6, 8):
             yield "Fashion-MNIST uni-class", SemanticFashionMNIST(arguments.fashion_mnist, category=number, **limits)
