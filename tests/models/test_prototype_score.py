@@ -55,6 +55,14 @@ def test_the_cache_makes_no_difference(trained, options):
         assert torch.equal(value, expected[name]), name
 
 
+def test_augmentations_are_left_out(trained):
+    """Chance would decide what is normal."""
+    plain, *_ = trained(dense_epochs=0)
+    flipped, *_ = trained(dense_epochs=0, data={"train_augmentations": v2.RandomVerticalFlip(p=1.0)})
+    for name, value in prototypes_of(flipped).items():
+        assert torch.equal(value, prototypes_of(plain)[name]), name
+
+
 def test_the_teacher_sees_each_image_once_for_both(trained, monkeypatch):
     seen = []
     read = vits.patch_tokens_and_attention

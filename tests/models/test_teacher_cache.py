@@ -276,6 +276,30 @@ def test_an_interrupted_run_leaves_its_cache_on_disk_to_the_resumed_one(fit, com
     assert not files(tmp_path)
 
 
+@pytest.mark.parametrize(("first", "second"), [({}, {"feature_norm": "none"}), ({}, {"masking": "none"})])
+def test_a_complete_cache_of_other_settings_is_left_alone(fit, first, second):
+    """What it holds is normalised, and laid out, for the first run."""
+    expected, _ = fit("ram", dense_epochs=0, **second)
+    fit("disk", stop_in_epoch=1, dense_epochs=0, **first)
+    model, _ = fit("disk", dense_epochs=0, **second)
+    assert_same_weights(model, expected)
+
+
+def test_two_runs_may_fill_the_same_file(fit, monkeypatch, tmp_path):
+    """The first to be ready gives it its name."""
+    expected, _ = fit("disk")
+    flush = TeacherCache.flush
+
+    def the_other_is_first(self):
+        flush(self)
+        (part,) = (tmp_path / "results").rglob("*.part")
+        part.replace(part.with_suffix(".features"))
+
+    monkeypatch.setattr(TeacherCache, "flush", the_other_is_first)
+    model, _ = fit("disk")
+    assert_same_weights(model, expected)
+
+
 @pytest.mark.parametrize("place", ["ram", "disk", "off"])
 def test_what_a_resumed_run_computes_anew_is_what_was_stored(fit, tmp_path, place):
     whole, _ = fit("ram")

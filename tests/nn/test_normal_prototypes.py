@@ -76,3 +76,11 @@ def test_fitted_and_reset():
     assert math.isclose(prototypes.log_weights.exp().sum(), 1, abs_tol=1e-6)
     prototypes.reset()
     assert not prototypes.fitted
+
+
+def test_copies_of_few_images_leave_clusters_empty_but_every_value_finite():
+    features = clusters(images=3)[torch.arange(40) % 3]
+    with pytest.warns(match="distinct clusters"):
+        prototypes = fitted(features, 10)
+    assert all(value.isfinite().all() for value in prototypes.state_dict().values())
+    assert prototypes(features).max() < prototypes(-features).min()

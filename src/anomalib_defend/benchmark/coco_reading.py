@@ -14,7 +14,6 @@ import io
 import json
 import multiprocessing
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from pathlib import Path
 
 from anomalib_defend.data import SemanticCOCO
 from anomalib_defend.data.protocol import make_samples
+
+from .speed.timing import peak_gib
 
 SPLITS = {"train": (118_287, 860_001), "val": (5_000, 36_781)}
 """Images and annotations of COCO 2017."""
@@ -130,16 +131,12 @@ def read_with_pycocotools(root: Path) -> object:
 
 def measure(reader: Callable[[Path], object], root: Path) -> tuple[float, float, float]:
     """Return the CPU seconds that a reader takes, and the process's peak memory before and after it in GB."""
-    before = _peak_gb()
+    before = peak_gib()
     start = time.process_time()
     result = reader(root)
     seconds = time.process_time() - start
     del result
-    return seconds, before, _peak_gb()
-
-
-def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return seconds, before, peak_gib()
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 
 Prints, for each group of categories, the mean image AUROC of the nearest-neighbour search (DN2) and what each choice
 adds to it, all from the same [CLS] features. Where several categories are normal, a second column takes them for one:
-the user's category may be of several kinds, too.
+the user's category may be of several kinds, too. Chosen is the best mean over the columns and, among choices less than
+0.001 apart, the one that is behind the search in the fewest of them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from anomalib_defend.pre_processing import ResizeNormalize
 
 PER_CATEGORY = (1, 5, 10)
 SHRINKAGE = (0.75, 0.9, 0.97, 1.0)
-CONCENTRATION = (20.0, 40.0, 60.0, 80.0)
+CONCENTRATION = (40.0, 80.0, 160.0)
 
 Choice = tuple[int, float, float]
 
@@ -108,12 +109,13 @@ def main() -> None:
     def mean(name: str, choice: Choice | None) -> float:
         return sum(cell[choice] for cell in groups[name]) / len(groups[name])
 
-    print(f"\n| prototypes a category | shrinkage | concentration | {' | '.join(groups)} | mean |")
-    print("|---" * (len(groups) + 4) + "|")
-    print(f"| DN2 | | | {' | '.join(f'{mean(name, None):.3f}' for name in groups)} | |")
+    print(f"\n| prototypes a category | shrinkage | concentration | {' | '.join(groups)} | mean | behind |")
+    print("|---" * (len(groups) + 5) + "|")
+    print(f"| DN2 | | | {' | '.join(f'{mean(name, None):.3f}' for name in groups)} | | |")
     for choice in product(PER_CATEGORY, SHRINKAGE, CONCENTRATION):
         gains = [mean(name, choice) - mean(name, None) for name in groups]
-        columns = [*map(str, choice), *(f"{gain:+.3f}" for gain in gains), f"{sum(gains) / len(gains):+.4f}"]
+        summary = (f"{sum(gains) / len(gains):+.4f}", str(sum(gain < 0 for gain in gains)))
+        columns = [*map(str, choice), *(f"{gain:+.3f}" for gain in gains), *summary]
         print(f"| {' | '.join(columns)} |")
 
 

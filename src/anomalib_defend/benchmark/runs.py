@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ from anomalib_defend.models import Defend
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import create_vit, data_config, patch_tokens
 from anomalib_defend.pre_processing import ResizeNormalize
+
+from .speed.timing import peak_gib
 
 Cell = dict[str, Any]
 """What is run: data (root, category, setting), encoder (backbone, teacher, weights), method and its settings, seed."""
@@ -84,7 +85,7 @@ def run_cell(cell: Cell) -> Cell:
         **cell,
         "auroc": auroc,
         "minutes": (time.perf_counter() - start) / 60,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gb": peak_gib(),
     }
 
 

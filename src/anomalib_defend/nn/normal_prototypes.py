@@ -67,7 +67,8 @@ class NormalPrototypes(nn.Module):
         covariance = (1 - self.shrinkage) * covariance
         covariance += self.shrinkage * variance * torch.eye(len(covariance))
         projection = torch.linalg.cholesky(torch.linalg.inv(covariance) * variance)
-        counts = torch.bincount(nearest, minlength=len(centers))
+        # where images are copies of each other k-means leaves clusters empty, whose weight has to stay finite
+        counts = torch.bincount(nearest, minlength=len(centers)).clamp_min(1e-12)
         self.projection.copy_(projection)
         self.centers.copy_(centers @ projection)
         self.log_weights.copy_((counts / len(x)).log())

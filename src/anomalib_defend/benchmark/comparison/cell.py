@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from anomalib.utils.config import flatten_dict
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from anomalib_defend.benchmark.speed.machine import describe
+from anomalib_defend.benchmark.speed.timing import peak_gib
 
 from .build import build
 
@@ -72,7 +72,7 @@ class Measure(Callback):
         measured = {
             "images_per_second": len(self._rows) / seconds,  # reading the files and computing the metrics included
             "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
-            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "peak_memory_gb": peak_gib(),
             "machine": describe(torch.get_num_threads()),
         }
         if pl_module.device.type == "cuda":

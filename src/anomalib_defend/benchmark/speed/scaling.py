@@ -2,7 +2,7 @@
 
 Stage 1: an epoch. Stage 2: two epochs, of which the first one fills the cache. Scoring: every image once. The cache, a
 file that is mapped into memory, is told apart: it grows with the images by design, and is bounded or left out by
-``teacher_cache``.
+``teacher_cache``. The last batch is filled up: 250 images are 256 in batches of 32.
 """
 
 from __future__ import annotations
@@ -102,15 +102,20 @@ def measure(
     return Cost(work.seconds, peak - cache, cache)
 
 
+def prefix(options: Options) -> str:
+    """What figures measured in this way are called, before the cell."""
+    clock = "CPU time" if options.cpu_time else "elapsed time"
+    return f"scaling, {options.backbones[0]}, batch {options.batch}, {options.threads} threads, {clock} "
+
+
 def measured_before(options: Options) -> Costs:
     """Cells that ``--json`` holds already: they are not measured again."""
     if options.json is None or not options.json.exists():
         return {}
-    figures = json.loads(options.json.read_text())
     return {
-        tuple(json.loads(name.removeprefix("scaling "))): Cost(*values)
-        for name, values in figures.items()
-        if name.startswith("scaling ")
+        tuple(json.loads(name.removeprefix(prefix(options)))): Cost(*values)
+        for name, values in json.loads(options.json.read_text()).items()
+        if name.startswith(prefix(options))
     }
 
 
@@ -131,7 +136,7 @@ def run(options: Options) -> Iterator[Result]:
                 arguments = (job, backbone, count, side, options.batch, options.threads, options.clock)
                 measured[job, count, side] = in_fresh_process(measure, *arguments)
             cost = measured[job, count, side]
-            yield Result("", {f"scaling {json.dumps([job, count, side])}": list(cost)})
+            yield Result("", {prefix(options) + json.dumps([job, count, side]): list(cost)})
             row = {backbone: job, "images": count, "pixels": side, "s": cost.seconds, "peak memory, MiB": cost.mib}
             rows.append({**row, "and the cache, MiB": cost.cache_mib or None})
         yield Result(table(rows))

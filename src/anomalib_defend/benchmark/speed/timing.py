@@ -6,6 +6,7 @@ import ctypes
 import gc
 import multiprocessing
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -61,6 +62,16 @@ def peak_mib(call: Callable[[], object]) -> float:
     before = _status_mib("VmRSS")
     call()
     return _status_mib("VmHWM") - before
+
+
+def peak_gib() -> float:
+    """Memory of this process at its highest, in GiB."""
+    if sys.platform == "linux":
+        return _status_mib("VmHWM") / 1024
+    import resource  # noqa: PLC0415 - not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _status_mib(name: str) -> float:

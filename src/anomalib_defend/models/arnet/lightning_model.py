@@ -157,7 +157,8 @@ class ARNet(TrainedDetectorMixin, AnomalibModule):
         total = torch.zeros(len(self.model.train_error) + 1, device=self.device)  # the last one counts the images
         self.model.eval()
         with trainer.precision_plugin.val_step_context():
-            for _, batch in islice(own_batches(trainer, self), trainer.num_training_batches):
+            batches = own_batches(trainer, self, trainer.train_dataloader.dataset)
+            for _, batch in islice(batches, trainer.num_training_batches):
                 total[:-1] += len(batch.image) * absolute_error(self.model.difference(batch.image))
                 total[-1] += len(batch.image)
         self.model.train()

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
+from anomalib.data.transforms.utils import extract_transforms_by_type
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import Resize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from anomalib.data import Batch
+    from anomalib.data import AnomalibDataset, Batch
     from anomalib.models.components import AnomalibModule
     from lightning.pytorch import Trainer
 
 
-def own_batches(trainer: Trainer, model: AnomalibModule) -> Iterator[tuple[range, Batch]]:
+def without_augmentations(dataset: AnomalibDataset, model: AnomalibModule) -> AnomalibDataset:
+    """The same images, only resized as the model's pre-processor wants them."""
+    plain: Any = copy.copy(dataset)
+    resizes = extract_transforms_by_type(getattr(model.pre_processor, "transform", None), Resize)
+    if resizes:
+        plain.augmentations = resizes[-1]
+    return plain
+
+
+def own_batches(trainer: Trainer, model: AnomalibModule, dataset: AnomalibDataset) -> Iterator[tuple[range, Batch]]:
     """This process's share of the training images, in their own order, preprocessed, on its device.
+
+    Args:
+        trainer: Its training loader says how images are read.
+        model: Its pre-processor is applied.
+        dataset: The training images.
 
     Yields:
         The images' rows in the data set, and the images.
     """
     loader: DataLoader = trainer.train_dataloader
-    images, step = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
+    images, step = len(dataset), loader.batch_size or 1
     batches = [range(start, min(start + step, images)) for start in range(0, images, step)]
     own = batches[trainer.local_rank :: trainer.num_devices]
     reader = DataLoader(
-        loader.dataset,
+        dataset,
         batch_sampler=[list(rows) for rows in own],
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from anomalib_defend.models.components.batches import own_batches
+from anomalib_defend.models.components.batches import own_batches, without_augmentations
 
 from .epochs import plan_epochs
 from .teacher_cache import RAM, CacheLayout, CachePlace, TeacherCache, choose_place, fingerprint, reserve
@@ -196,7 +197,8 @@ class TeacherPass(Callback):
             start = time.monotonic()
             features = run_teacher(trainer, pl_module, cache if to_fill else None)
             if to_fill and self._file is not None and trainer.local_rank == 0:
-                self._file.with_suffix(".part").replace(self._file)
+                with suppress(FileNotFoundError):  # another run has filled the same file, and given it its name
+                    self._file.with_suffix(".part").replace(self._file)
             if to_fit:
                 number = PROTOTYPES_PER_CATEGORY * (num_normal_categories(trainer) or 1)
                 number = max(1, min(number, len(features) // 4))
@@ -226,8 +228,9 @@ class TeacherPass(Callback):
         if self._place == "ram":
             file = RAM / strategy.broadcast(f"anomalib-defend-{uuid.uuid4().hex}")
         else:
-            how = (self._layout, model.pre_processor, dataset.augmentations, trainer.train_dataloader.batch_size)
-            key = fingerprint(model.model.teacher.state_dict(), paths, *how, trainer.precision, model.device.type)
+            how = (repr(self._layout), model.hparams.feature_norm, model.pre_processor, dataset.augmentations)
+            where = (trainer.train_dataloader.batch_size, trainer.precision, model.device.type)
+            key = fingerprint(model.model.teacher.state_dict(), paths, *how, *where)
             folder, key = strategy.broadcast((disk_folder(trainer), key))
             self._file = file = folder / f"{key}-{trainer.node_rank}.features"
 
@@ -253,9 +256,15 @@ def run_teacher(trainer: Trainer, model: Defend, cache: TeacherCache | None) -> 
         Their ``pooled`` features [M, D] on the CPU, from all processes, of at most ``MAX_FEATURES`` images, evenly
         spread. Empty if the score needs none.
     """
-    stride = -(-len(trainer.train_dataloader.dataset) // MAX_FEATURES)
+    dataset = trainer.train_dataloader.dataset
+    if not_deterministic(dataset.augmentations):  # there is no cache, and prototypes are of the images themselves
+        dataset = without_augmentations(dataset, model)
+    stride = -(-len(dataset) // MAX_FEATURES)
     own: dict[int, torch.Tensor] = {}
-    for rows, batch in own_batches(trainer, model):
+    batches = own_batches(trainer, model, dataset)
+    if trainer.fast_dev_run and cache is None:
+        batches = islice(batches, trainer.num_training_batches)
+    for rows, batch in batches:
         with trainer.precision_plugin.train_step_context():
             output = model.model.teacher_output(batch.image, guide=cache is not None and model.model.is_guided)
         if cache is not None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,7 +101,12 @@ class FakeCache:
         pictures = [read_image(images / name, as_tensor=True) for name in self.names[:GRID_IMAGES]]
         save_image(make_grid(torch.stack(pictures), nrow=GRID_COLUMNS, pad_value=1), self._part / "fakes.png")
         (self._part / "settings.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")
-        self._part.replace(self.folder)
+        try:
+            self._part.replace(self.folder)
+        except OSError:  # another run has put the same fakes there
+            if not self.complete:
+                raise
+            shutil.rmtree(self._part, ignore_errors=True)
         logger.info("%d fakes are in %s, a picture of them is %s.", self.count, self.folder, self.grid)
 
 

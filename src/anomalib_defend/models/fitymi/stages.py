@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from dataclasses import dataclass
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data import AnomalibDataset, Batch
-from anomalib.data.transforms.utils import extract_transforms_by_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchvision.transforms.v2 import Resize
 
 from anomalib_defend.models.components.arguments import UNSET_MAX_EPOCHS
-from anomalib_defend.models.components.batches import preprocessed
+from anomalib_defend.models.components.batches import preprocessed, without_augmentations
 
 from .fakes import SAMPLED_AT_ONCE, FakeCache, fingerprint, own_fakes, small_images
 
@@ -329,10 +326,7 @@ def cache_folder(trainer: Trainer, model: Fitymi) -> Path:
 def plain_batches(trainer: Trainer, model: Fitymi) -> Iterator[Batch]:
     """The normal training images once, in their own order, without augmentations: preprocessed, on the device."""
     loader: DataLoader = trainer.train_dataloader
-    dataset: Any = copy.copy(loader.dataset)
-    resizes = extract_transforms_by_type(getattr(model.pre_processor, "transform", None), Resize)
-    if resizes:
-        dataset.augmentations = resizes[-1]
+    dataset = without_augmentations(loader.dataset, model)
     for index, batch in enumerate(own_loader(loader, dataset, range(len(dataset)))):
         if trainer.fast_dev_run and index >= trainer.num_training_batches:
             return
