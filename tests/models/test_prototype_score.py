@@ -27,7 +27,7 @@ def prototypes_of(model):
     return {name: value for name, value in model.state_dict().items() if "normal_prototypes" in name}
 
 
-def test_the_score_is_the_energy_of_the_tuned_teachers_cls(trained):
+def test_the_score_is_the_distance_of_the_tuned_teachers_cls(trained):
     model, data, _ = trained()
     paths = data.train_data.samples.image_path
     images = torch.stack([model.pre_processor.transform(data.train_data[index].image) for index in range(len(paths))])

@@ -1,13 +1,11 @@
 """Prototypes of the normal images (``nn.normal_prototypes``)."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import multivariate_normal
+from scipy.spatial.distance import mahalanobis
 
-from anomalib_defend.nn.normal_prototypes import CONCENTRATION, SHRINKAGE, NormalPrototypes
+from anomalib_defend.nn.normal_prototypes import SHRINKAGE, NormalPrototypes
 
 DIRECTIONS = torch.eye(8)[:3]
 
@@ -42,18 +40,24 @@ def test_each_normal_category_keeps_its_own_prototype():
     assert one(between) < one(clusters(seed=1)).min()
 
 
-def test_the_energy_is_that_of_a_mixture_of_gaussians():
+def test_the_distance_is_mahalanobis_to_the_mean_of_one_cluster():
     features = clusters()
     x = F.normalize(features.double(), dim=1)
     center = x.mean(dim=0)
     covariance = (x - center).T @ (x - center) / len(x)
     variance = covariance.trace() / 8
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * variance * torch.eye(8)
-    # the same Gaussian up to its height, which is no part of the energy
-    gaussian = multivariate_normal(center, covariance * (1 / variance / CONCENTRATION))
-    new = F.normalize(clusters(seed=1), dim=1)
-    expected = torch.from_numpy(gaussian.logpdf(center) - gaussian.logpdf(new))
-    torch.testing.assert_close(fitted(features, 1)(new).double(), expected, rtol=1e-4, atol=1e-4)
+    inverse = torch.linalg.inv((1 - SHRINKAGE) * covariance / variance + SHRINKAGE * torch.eye(8))
+    new = F.normalize(clusters(seed=1), dim=1).double()
+    expected = [mahalanobis(image, center, inverse) ** 2 for image in new]
+    torch.testing.assert_close(fitted(features, 1)(new).double(), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_without_covariance_it_is_the_distance_to_the_nearest_centre():
+    prototypes = NormalPrototypes(8, 3, shrinkage=1.0)
+    prototypes.fit(clusters())
+    new = clusters(seed=1)
+    distances = torch.cdist(F.normalize(new, dim=1), prototypes.centers).square()
+    torch.testing.assert_close(prototypes(new), distances.amin(dim=1))
 
 
 def test_the_same_features_give_the_same_prototypes_whatever_was_drawn_before():
@@ -64,21 +68,20 @@ def test_the_same_features_give_the_same_prototypes_whatever_was_drawn_before():
 
 
 @pytest.mark.parametrize("features", [torch.ones(1, 8), torch.ones(5, 8)])
-def test_one_image_or_equal_ones_give_finite_energies(features):
-    energies = fitted(features, 1)(torch.cat([features[:1], -features[:1]]))
-    assert energies.isfinite().all()
-    assert energies[0] < energies[1]
+def test_one_image_or_equal_ones_give_finite_distances(features):
+    distances = fitted(features, 1)(torch.cat([features[:1], -features[:1]]))
+    assert distances.isfinite().all()
+    assert distances[0] < distances[1]
 
 
 def test_fitted_and_reset():
     prototypes = fitted(clusters(), 3)
     assert prototypes.fitted
-    assert math.isclose(prototypes.log_weights.exp().sum(), 1, abs_tol=1e-6)
     prototypes.reset()
     assert not prototypes.fitted
 
 
-def test_copies_of_few_images_leave_clusters_empty_but_every_value_finite():
+def test_copies_of_few_images_leave_every_value_finite():
     features = clusters(images=3)[torch.arange(40) % 3]
     with pytest.warns(match="distinct clusters"):
         prototypes = fitted(features, 10)

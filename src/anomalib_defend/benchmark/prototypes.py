@@ -28,11 +28,10 @@ from anomalib_defend.nn.pretrained import load_weights
 from anomalib_defend.nn.vit import data_config
 from anomalib_defend.pre_processing import ResizeNormalize
 
-PER_CATEGORY = (1, 5, 10)
-SHRINKAGE = (0.75, 0.9, 0.97, 1.0)
-CONCENTRATION = (40.0, 80.0, 160.0)
+PER_CATEGORY = (1, 3, 5, 10)
+SHRINKAGE = (0.5, 0.75, 0.9, 0.97, 1.0)
 
-Choice = tuple[int, float, float]
+Choice = tuple[int, float]
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[tuple[str, SemanticDataModule]]:
@@ -73,11 +72,11 @@ def features(model: DN2Model, dataset: AnomalibDataset, prepare: ResizeNormalize
 def aurocs(normal: Tensor, images: Tensor, labels: list[int], categories: int) -> dict[Choice | None, float]:
     """AUROC of DN2 (``None``) and of each choice."""
     scores: dict[Choice | None, Tensor] = {None: neighbor_distance(images, normal, 2)}
-    for per_category, shrinkage, concentration in product(PER_CATEGORY, SHRINKAGE, CONCENTRATION):
+    for per_category, shrinkage in product(PER_CATEGORY, SHRINKAGE):
         number = max(1, min(per_category * categories, len(normal) // 4))
-        prototypes = NormalPrototypes(normal.shape[1], number, concentration, shrinkage)
+        prototypes = NormalPrototypes(normal.shape[1], number, shrinkage)
         prototypes.fit(normal)
-        scores[per_category, shrinkage, concentration] = prototypes(images)
+        scores[per_category, shrinkage] = prototypes(images)
     return {choice: float(roc_auc_score(labels, score.numpy())) for choice, score in scores.items()}
 
 
@@ -109,10 +108,10 @@ def main() -> None:
     def mean(name: str, choice: Choice | None) -> float:
         return sum(cell[choice] for cell in groups[name]) / len(groups[name])
 
-    print(f"\n| prototypes a category | shrinkage | concentration | {' | '.join(groups)} | mean | behind |")
-    print("|---" * (len(groups) + 5) + "|")
-    print(f"| DN2 | | | {' | '.join(f'{mean(name, None):.3f}' for name in groups)} | | |")
-    for choice in product(PER_CATEGORY, SHRINKAGE, CONCENTRATION):
+    print(f"\n| prototypes a category | shrinkage | {' | '.join(groups)} | mean | behind |")
+    print("|---" * (len(groups) + 4) + "|")
+    print(f"| DN2 | | {' | '.join(f'{mean(name, None):.3f}' for name in groups)} | | |")
+    for choice in product(PER_CATEGORY, SHRINKAGE):
         gains = [mean(name, choice) - mean(name, None) for name in groups]
         summary = (f"{sum(gains) / len(gains):+.4f}", str(sum(gain < 0 for gain in gains)))
         columns = [*map(str, choice), *(f"{gain:+.3f}" for gain in gains), *summary]

@@ -9,37 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# chosen with `anomalib_defend.benchmark.prototypes`
-CONCENTRATION = 40.0
-SHRINKAGE = 0.9
+SHRINKAGE = 0.9  # chosen with `anomalib_defend.benchmark.prototypes`
 
 
 class NormalPrototypes(nn.Module):
-    """A mixture of Gaussians around k-means centres mu_k, all with the same covariance.
+    """k-means centres mu_k of the normal images, and a metric in which they lie about equally far from their own.
 
-    The energy of an image is -log sum_k pi_k exp(-kappa / 2 ||W (x - mu_k)||^2) of its unit vector x. W^T W is the
-    inverse covariance within the clusters, shrunk towards a multiple of the identity, with unit scale: W is nearly
-    the identity, and kappa plays the part that it has in a mixture of von Mises-Fisher distributions.
+    The distance of an image is min_k ||W (x - mu_k)||^2 of its unit vector x (a Mahalanobis distance). W^T W is the
+    inverse covariance within the clusters, shrunk towards a multiple of the identity, with unit scale: W is nearly the
+    identity.
 
     Args:
         dim: D.
         num_prototypes: K.
-        concentration: kappa.
         shrinkage: Share of the identity in the covariance.
     """
 
     projection: Tensor
     centers: Tensor
-    log_weights: Tensor
 
-    def __init__(
-        self, dim: int, num_prototypes: int, concentration: float = CONCENTRATION, shrinkage: float = SHRINKAGE
-    ) -> None:
+    def __init__(self, dim: int, num_prototypes: int, shrinkage: float = SHRINKAGE) -> None:
         super().__init__()
-        self.concentration, self.shrinkage = concentration, shrinkage
+        self.shrinkage = shrinkage
         self.register_buffer("projection", torch.zeros(dim, dim))  # W^T; 0 until they are found
         self.register_buffer("centers", torch.zeros(num_prototypes, dim))  # W mu_k
-        self.register_buffer("log_weights", torch.zeros(num_prototypes))  # log pi_k
 
     @property
     def fitted(self) -> bool:
@@ -67,15 +60,11 @@ class NormalPrototypes(nn.Module):
         covariance = (1 - self.shrinkage) * covariance
         covariance += self.shrinkage * variance * torch.eye(len(covariance))
         projection = torch.linalg.cholesky(torch.linalg.inv(covariance) * variance)
-        # where images are copies of each other k-means leaves clusters empty, whose weight has to stay finite
-        counts = torch.bincount(nearest, minlength=len(centers)).clamp_min(1e-12)
         self.projection.copy_(projection)
         self.centers.copy_(centers @ projection)
-        self.log_weights.copy_((counts / len(x)).log())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Energy [B] of images by their features [B, D], higher is more novel."""
+        """Distance [B] of images by their features [B, D] to the nearest prototype, higher is more novel."""
         with torch.autocast(features.device.type, enabled=False):
             x = F.normalize(features.float(), dim=-1) @ self.projection
-            distances = (x.unsqueeze(1) - self.centers).square().sum(dim=-1)
-            return -torch.logsumexp(self.log_weights - self.concentration / 2 * distances, dim=1)
+            return (x.unsqueeze(1) - self.centers).square().sum(dim=-1).amin(dim=1)

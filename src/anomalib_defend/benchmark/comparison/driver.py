@@ -8,8 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .budget import Budget, clock
 from .build import Size
 from .cell import JOB
-from .plan import Cell, Comparison
+from .plan import Cell, Comparison, ComparisonError
 from .results import ERROR, LOG, Result, ResultError, finish, read_result
 
 COMMAND = [sys.executable, "-m", f"{__package__}.cell"]
@@ -50,6 +51,9 @@ def run(
 
     Returns:
         The last line of the error of each failed cell.
+
+    Raises:
+        ComparisonError: If another run is working in ``folder``.
     """
     finished = {cell.key: read_result(folder / cell.folder, cell) for cell in comparison.cells}
     budget = Budget((cell, result) for cell in comparison.cells if (result := finished[cell.key]) is not None)
@@ -75,12 +79,29 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     rest = [cell for cell in missing if cell not in pilots]
     display = _Display(budget, sizes, len(missing), jobs, echo)
-    with display:
+    with _alone(folder), display:
         failed = _run_all(pilots, sizes, folder, jobs, threads, display)
         if pilots and rest:
             _tell(budget, rest, sizes, jobs, display.echo)
         failed |= _run_all(rest, sizes, folder, jobs, threads, display)
     return failed
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two runs would empty each other's cells; the lock ends with the process."""
+    try:
+        import fcntl  # noqa: PLC0415
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            msg = f"another run is working in {folder}: wait for it, or name another folder with --results."
+            raise ComparisonError(msg) from error
+        yield
 
 
 def _tell(budget: Budget, cells: list[Cell], sizes: Mapping[str, Size], jobs: int, echo: Callable[[str], None]) -> None:
@@ -178,13 +199,13 @@ def _run_cell(
     running: dict[int, subprocess.Popen[bytes]],
 ) -> Result | str:
     """Run one cell in an emptied folder; returns its checked result, or the last line of its error."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / JOB).write_text(yaml.safe_dump(cell.job, sort_keys=False))
     slot = slots.get()
     start = time.perf_counter()
     try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / JOB).write_text(yaml.safe_dump(cell.job, sort_keys=False))
         with (folder / LOG).open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - this package's own module
                 COMMAND,
@@ -200,12 +221,13 @@ def _run_cell(
         if status == 0:
             return finish(folder, cell, time.perf_counter() - start, vars(size))
         error = _last_line(folder / LOG) if status > 0 else f"the process was ended by signal {-status}"
-    except ResultError as caught:
+    except (ResultError, OSError) as caught:  # a full disk, for instance, ends this cell alone
         error = str(caught)
     finally:
         running.pop(slot, None)
         slots.put(slot)
-    (folder / ERROR).write_text(f"{cell.key}\n{error}\n")
+    with suppress(OSError):
+        (folder / ERROR).write_text(f"{cell.key}\n{error}\n")
     return error
 
 

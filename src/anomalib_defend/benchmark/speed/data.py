@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from .networks import photographs, random_model
 from .report import Options, Result, table
 from .timing import alternate
-from .training import OURS, STAGES, Step
+from .training import OURS, OURS_BF16, STAGES, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,8 @@ def run(options: Options) -> Iterator[Result]:
         )
         rows: list[dict[str, object]] = []
         figures = {}
-        for stage, name in OURS.items():
+        for stage, name in (*OURS.items(), *OURS_BF16.items()):
+            precision = "bf16" if STAGES[stage][name].bf16 else "float32"
             images = torch.stack([dataset[index] for index in range(options.batch)])
             step = Step(model.model, images, STAGES[stage][name])
             for workers in (0, WORKERS):
@@ -87,13 +88,13 @@ def run(options: Options) -> Iterator[Result]:
                 share = waited / (waited + computed)
                 rows.append(
                     {
-                        f"{backbone}, float32": f"stage {stage}{', cached teacher' if stage == 2 else ''}",
+                        backbone: f"stage {stage}{', cached teacher' if stage == 2 else ''}, {precision}",
                         "workers": workers,
                         "ms per image waiting for data": waited,
                         "ms per image computing": computed,
                         "share waiting": share,
                     }
                 )
-                figures[f"stage{stage}_waiting_share_{workers}_workers"] = share
+                figures[f"stage{stage}_waiting_share_{workers}_workers_{precision}"] = share
     each = ", ".join(f"{name} {1000 * median(times) / len(sample):.1f} ms" for name, times in reading.items())
     yield Result(f"{table(rows)}\n\nOne image in one process: {each}.", figures)

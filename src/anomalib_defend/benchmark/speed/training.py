@@ -61,12 +61,13 @@ class Contender(NamedTuple):
 
 
 OURS = {1: "Defend (+ crops in one pass, no loop, products upsampled)", 2: "Defend, cached teacher (+ fused AdamW)"}
+OURS_BF16 = {1: "Defend, bf16-mixed", 2: "Defend, cached, bf16-mixed"}
 STAGES: dict[int, dict[str, Contender]] = {
     1: {
         "published": Contender(reference.dense_loss, optimizer=False),
         "+ view assigned once, without graph": Contender(reference_dense_loss_view_once, optimizer=False),
         OURS[1]: Contender(our_dense_loss),
-        "Defend, bf16-mixed": Contender(our_dense_loss, bf16=True),
+        OURS_BF16[1]: Contender(our_dense_loss, bf16=True),
     },
     2: {
         "published": Contender(reference.distill_loss, optimizer=False),
@@ -76,7 +77,7 @@ STAGES: dict[int, dict[str, Contender]] = {
         "Defend, no cache (one teacher pass, [CLS] row only)": Contender(DefendModel.distill_step),
         "Defend, no cache, bf16-mixed": Contender(DefendModel.distill_step, bf16=True),
         "Defend, cached, bf16-mixed, fused attention": Contender(distill_loss_fused_attention, cached=True, bf16=True),
-        "Defend, cached, bf16-mixed": Contender(DefendModel.distill_step, cached=True, bf16=True),
+        OURS_BF16[2]: Contender(DefendModel.distill_step, cached=True, bf16=True),
     },
 }
 

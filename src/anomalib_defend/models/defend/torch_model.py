@@ -263,7 +263,7 @@ class DefendModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score (higher is more novel) and map, without masking.
 
-        The score is the mean over patches of the distance that the map shows, or the energy of the prototypes.
+        The score is the mean over patches of the distance that the map shows, or the distance to the prototypes.
 
         Args:
             images: [B, 3, H, W], resized to ``image_size`` and normalised.
