@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SHRINKAGE = 0.9  # chosen with `anomalib_defend.benchmark.prototypes`
+SHRINKAGE = 0.75  # chosen with `anomalib_defend.benchmark.prototypes`
 
 
 class NormalPrototypes(nn.Module):
     """k-means centres mu_k of the normal images, and a metric in which they lie about equally far from their own.
 
     The distance of an image is min_k ||W (x - mu_k)||^2 of its unit vector x (a Mahalanobis distance). W^T W is the
-    inverse covariance within the clusters, shrunk towards a multiple of the identity, with unit scale: W is nearly the
-    identity.
+    inverse covariance within the clusters, shrunk towards a multiple of the identity, with unit scale.
 
     Args:
         dim: D.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROTOTYPES_PER_CATEGORY = 10
+PROTOTYPES_PER_CATEGORY = 5  # chosen with `anomalib_defend.benchmark.prototypes`
 MAX_FEATURES = 10_000  # that prototypes are made of: memory does not grow with the number of images
 
 # what they make of an image does not depend on chance
