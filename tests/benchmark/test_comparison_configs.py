@@ -1,5 +1,6 @@
 """Every comparison of the repository can be parsed, and its models and data can be built."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,8 @@ def test_any_setting_changes_the_key(write):
         ("- a", "must hold a mapping"),
         ("a: [", "not valid YAML"),
         ("models: ${variables.x}", "small.yaml"),
-        ({**SMALL, "data": {}}, "data is missing"),
+        ({name: value for name, value in SMALL.items() if name != "data"}, "data is missing"),
+        ({**SMALL, "data": {}}, "data is empty"),
         ({**SMALL, "models": {"A": {"init_args": {}}}}, "models.A: class_path is missing"),
         ({**SMALL, "models": {"A": {"class_path": "A", "args": {}}}}, "models.A: unknown key args"),
         ({**SMALL, "data": {"D": {"class_path": "D", "categories": "dog"}}}, "data.D.categories must be a list"),
@@ -159,3 +161,12 @@ def test_a_malformed_file_is_refused(write, content, message):
 def test_no_such_file(tmp_path):
     with pytest.raises(ComparisonError, match=r"nowhere\.yaml"):
         load(tmp_path / "nowhere.yaml")
+
+
+def test_the_readmes_example_is_read(write):
+    (example,) = re.findall("```yaml\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    cells = load(write(example)).cells
+    assert len(cells) == 2 * 2 * 3
+    assert all(cell.model_settings["init_args"]["image_size"] == 224 for cell in cells)
+    (alone,) = [cell for cell in cells if "dense_epochs" in cell.model_settings["init_args"]]
+    assert (alone.model, alone.category, alone.seed) == ("Defend", "bolt", 0)

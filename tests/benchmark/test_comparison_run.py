@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from anomalib_defend.benchmark.__main__ import main
 from anomalib_defend.benchmark.comparison import driver
 from anomalib_defend.benchmark.comparison.build import Size
-from anomalib_defend.benchmark.comparison.plan import load
+from anomalib_defend.benchmark.comparison.plan import ComparisonError, load, save
 from anomalib_defend.nn.vit import create_vit
 
 # What a cell leaves behind, in a fraction of a second; its model's arguments say how it behaves
@@ -150,7 +150,7 @@ def test_the_budget_rests_on_finished_cells(run):
     run({"A": {}}, dry_run=True)
     assert run.cells() == []
     assert "  A | VOC | dog | seed 0" in run.lines
-    assert run.lines[-1].endswith("and 2 cell(s) not measured yet.")
+    assert run.lines[-1] == "2 cell(s) not measured yet."
     run({"A": {}}, ["dog"])
     [result] = run.folder.glob("*/result.json")
     content = json.loads(result.read_text())
@@ -204,17 +204,22 @@ def config(tmp_path, voc):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"models__DN2__class_path": "DN3"}, "models.DN2: .*DN3"),
+        ({"models__DN2__class_path": "DN3"}, "models.DN2: unknown class_path 'DN3'. Available are .*, DN2, .*Padim"),
         ({"models__Defend__init_args__bacbone": 1}, "models.Defend: .*'bacbone'"),
         ({"models__Defend__init_args__mask_ratio": 2}, "models.Defend: mask_ratio=2"),
         ({"models__DN2__init_args__weights": "/nowhere/a.pth"}, "models.DN2: .*/nowhere/a.pth"),
-        ({"data__VOC__class_path": "VOC3"}, "data.VOC: .*VOC3"),
+        ({"data__VOC__class_path": "VOC3"}, "data.VOC: unknown class_path 'VOC3'.* SemanticVOC"),
+        ({"data__VOC__categories": []}, "data.VOC.categories is empty"),
+        ({"data__VOC__init_args__root": "${variables.rot}"}, "'variables.rot' not found .variables are root; --set"),
         ({"data__VOC__init_args__max": 1}, "data.VOC: .*'max'"),
         ({"data__VOC__categories": ["dogg"]}, "data.VOC: .*'dogg'"),
         ({"variables__root": "/nowhere"}, "data.VOC: .*/nowhere"),
         ({"trainer": {"max_epoch": 1}}, "'max_epoch'"),
         ({"model": {}}, "unknown key model"),
-        ({"seeds": "0"}, "seeds must be a list"),
+        ({"seeds": "0"}, "tiny.yaml: seeds must be a list"),
+        ({"seeds": 0}, "tiny.yaml: seeds must be a list"),
+        ({"seeds": []}, "tiny.yaml: seeds must be a list"),
+        ({"models": {}}, "tiny.yaml: models is empty"),
         ({"reference": "Padim"}, "unknown Padim"),
         ({"accelerator": "tpu"}, "cpu or cuda"),
     ],
@@ -231,6 +236,48 @@ def test_bad_input_is_refused_before_the_first_cell(config, tmp_path, capsys, ch
 def test_unknown_variable(config, tmp_path, capsys):
     assert main(["run", str(config()), "--set", "rot=/x"]) == 2
     assert "no 'rot', only root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--set", "root"], "'root' is not NAME=VALUE"), (["--jobs", "0"], "--jobs: invalid"), (["--threads", "x"], "x")],
+)
+def test_bad_options(config, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["run", str(config()), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_another_file_of_the_same_name_is_refused(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("anomalib_defend.benchmark.__main__.RESULTS", tmp_path / "runs")
+    first = config()
+    save(load(first), tmp_path / "runs" / "tiny")
+    second = tmp_path / "other" / "tiny.yaml"
+    second.parent.mkdir()
+    second.write_text(first.read_text())
+    assert main(["run", str(second), "--dry-run"]) == 2
+    assert f"holds the results of {first}: name another folder" in capsys.readouterr().err
+    assert main(["run", str(first), "--dry-run"]) == 0
+
+
+def test_one_run_at_a_time_works_in_a_folder(run):
+    run.folder.mkdir()
+    with driver._alone(run.folder), pytest.raises(ComparisonError, match="another run is working in"):
+        run({"A": {}})
+    assert run({"A": {}}) == {}
+
+
+def test_a_full_disk_fails_the_cell_and_not_the_others(run, monkeypatch):
+    mkdir = Path.mkdir
+
+    def full(self, *args, **kwargs):
+        if "A__VOC__dog" in self.name:
+            raise OSError(28, "No space left on device")
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert run({"A": {}}) == {"A | VOC | dog | seed 0": "[Errno 28] No space left on device"}
+    assert folders(run) == names(("A", "cat"))
 
 
 @pytest.mark.slow

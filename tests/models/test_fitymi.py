@@ -407,6 +407,8 @@ def test_own_fakes_are_checked(write_images, tmp_path):
     assert len(own_fakes(folder, [])) == 4
     with pytest.raises(ValueError, match="holds 1 of the normal training images"):
         own_fakes(folder, [str(folder / ".." / "own" / "2.png"), "other.png"])
+    with pytest.raises(ValueError, match="holds 1 of the test images"):
+        own_fakes(folder, ["other.png"], [str(folder / "0.png")])
     (folder / "5.png").write_bytes(b"no image")
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"2 of 5 files are not usable images: 2\.png .*, 5\.png"):

@@ -127,5 +127,5 @@ def _require_network(backbone: str, config: timm.models.PretrainedCfg) -> None:
 def _offline_message(backbone: str, reason: str) -> str:
     return (
         f"The pretrained weights of {backbone!r} are not on this machine and cannot be fetched ({reason}). "
-        "Pass weights=<a local .safetensors or .pth file of this encoder>, or pre_trained=False for a random teacher."
+        "Pass weights=<a local .safetensors or .pth file of this encoder>, or pre_trained=False for random weights."
     )

@@ -43,9 +43,19 @@ class Size:
 
 def parse(kind: str, settings: Settings) -> Namespace:
     """Check the arguments of a ``model`` or of ``data`` against the class's signature."""
+    name = settings["class_path"]
+    if "." not in name and name not in (names := _names(_BASES[kind])):
+        msg = f"unknown class_path {name!r}. Available are {', '.join(sorted(names))}, and others as module.Class."
+        raise ValueError(msg)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{kind}", type=_BASES[kind])
     return parser.parse_object({kind: settings})
+
+
+def _names(base: type) -> set[str]:
+    """Of the classes that a bare name may mean."""
+    below: set[str] = set().union(*map(_names, base.__subclasses__()))
+    return below if inspect.isabstract(base) else {base.__name__} | below
 
 
 def build(kind: str, settings: Settings) -> Any:

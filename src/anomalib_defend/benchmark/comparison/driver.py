@@ -110,8 +110,9 @@ def _tell(budget: Budget, cells: list[Cell], sizes: Mapping[str, Size], jobs: in
         echo(line)
     known = [cell for cell in cells if budget.estimate(cell, sizes[cell.key]) is not None]
     seconds = budget.seconds(known, sizes) or 0
-    unknown = f", and {len(cells) - len(known)} cell(s) not measured yet" if len(known) < len(cells) else ""
-    echo(f"Together {clock(seconds / jobs)} with --jobs {jobs}{unknown}.")
+    unknown = f"{len(cells) - len(known)} cell(s) not measured yet" if len(known) < len(cells) else ""
+    together = f"Together {clock(seconds / jobs)} with --jobs {jobs}" if known else ""
+    echo(f"{', and '.join(filter(None, (together, unknown)))}.")
 
 
 class _Display:

@@ -9,7 +9,7 @@ import yaml
 
 from .plan import ComparisonError
 
-LABEL = "papers' own: ViT-B/16 of ImageNet-21k, all images"
+LABEL = "papers' own figures"
 """Heading of their column; what differs is said in ``papers.yaml``."""
 
 

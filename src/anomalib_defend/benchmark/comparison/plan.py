@@ -124,6 +124,7 @@ def load(file: Path | str, variables: Mapping[str, str] | None = None) -> Compar
         ComparisonError: If the file is malformed; names file and key.
     """
     file = Path(file)
+    known: set[str] = set()
     try:
         config = OmegaConf.load(file)
         if not isinstance(config, DictConfig):
@@ -136,7 +137,11 @@ def load(file: Path | str, variables: Mapping[str, str] | None = None) -> Compar
                 raise ComparisonError(msg)
             config.variables[name] = value
         content: Any = OmegaConf.to_container(config, resolve=True)
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except OmegaConfBaseException as error:
+        hint = f"variables are {_listed(known)}; --set NAME=VALUE replaces one"
+        msg = f"{file}: {str(error).splitlines()[0]} ({hint})."
+        raise ComparisonError(msg) from error
+    except (OSError, UnicodeDecodeError) as error:
         msg = f"{file}: {error}"
         raise ComparisonError(msg) from error
     except Exception as error:
@@ -172,7 +177,7 @@ def read_plan(folder: Path) -> Comparison:
 def _expand(content: Any, file: Path) -> Comparison:
     where = str(file)
     _check(content, _KEYS, where, required=("models", "data", "seeds"))
-    models, data = content["models"], content["data"]
+    models, data, seeds = content["models"], content["data"], _seeds(content["seeds"], where)
     for kind, entries, keys in (("models", models, _MODEL_KEYS), ("data", data, _DATA_KEYS)):
         _check(entries, None, f"{where}: {kind}")
         for name, entry in entries.items():
@@ -191,7 +196,8 @@ def _expand(content: Any, file: Path) -> Comparison:
         for model, dataset in product(*chosen):
             named = _categories(data[dataset], f"{where}: data.{dataset}.categories")
             categories = _pick(block.get("categories"), named, f"{here}.categories")
-            for category, seed in product(categories, _seeds(block.get("seeds", content["seeds"]), here)):
+            chosen_seeds = _seeds(block["seeds"], here) if "seeds" in block else seeds
+            for category, seed in product(categories, chosen_seeds):
                 cell = Cell(
                     model,
                     dataset,
@@ -245,6 +251,9 @@ def _categories(entry: Settings, where: str) -> dict[str, Any]:
     categories = entry.get("categories")
     if categories is None:
         return {"all": None}
+    if isinstance(categories, Mapping | Sequence) and not categories:
+        msg = f"{where} is empty: leave it out for data without categories."
+        raise ComparisonError(msg)
     if isinstance(categories, Mapping):
         return {str(name): value for name, value in categories.items()}
     if not isinstance(categories, Sequence) or isinstance(categories, str):
@@ -279,10 +288,13 @@ def _check(entry: Any, keys: set[str] | None, where: str, required: Sequence[str
     if unknown:
         msg = f"{where}: unknown key {_listed(unknown)}; possible are {_listed(sorted(keys or ()))}."
         raise ComparisonError(msg)
-    missing = [key for key in required if not entry.get(key)]
-    if missing:
-        msg = f"{where}: {_listed(missing)} is missing."
-        raise ComparisonError(msg)
+    for key in required:
+        if key not in entry:
+            msg = f"{where}: {key} is missing."
+            raise ComparisonError(msg)
+        if entry[key] in (None, "", {}):
+            msg = f"{where}: {key} is empty."
+            raise ComparisonError(msg)
 
 
 def _listed(names: Any) -> str:

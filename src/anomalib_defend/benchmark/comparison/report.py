@@ -90,19 +90,26 @@ class Table:
             for outcome in self.cells(model, data, name):
                 if outcome.auroc is not None:
                     by_seed.setdefault(outcome.cell.seed, []).append(outcome.auroc)
-        rows = len(self.categories(data))
-        return [mean(values) for _, values in sorted(by_seed.items()) if len(values) == rows]
+        return [mean(by_seed[seed]) for seed in self._complete_seeds(model, data)]
+
+    def _complete_seeds(self, model: str, data: str) -> list[int]:
+        """Seeds with which all categories are finished."""
+        rows = [{o.cell.seed for o in self.cells(model, data, name) if o.result} for name in self.categories(data)]
+        return sorted(set.intersection(*rows))
 
     def difference(self, model: str, data: str, category: str) -> Difference | str | None:
         """Paired difference to the reference; a text if it was tested on other images, ``None`` if there is no pair."""
         rows = self.categories(data) if category == MEAN else [category]
+        seeds = self._complete_seeds(model, data) if category == MEAN else None
         pairs = []
         for row in rows:
             theirs = {outcome.cell.seed: outcome.result for outcome in self.cells(self.comparison.reference, data, row)}
             both = [
                 (outcome.result, reference)
                 for outcome in self.cells(model, data, row)
-                if outcome.result is not None and (reference := theirs.get(outcome.cell.seed)) is not None
+                if (seeds is None or outcome.cell.seed in seeds)
+                and outcome.result is not None
+                and (reference := theirs.get(outcome.cell.seed)) is not None
             ]
             for ours, reference in both:
                 paired = pair(ours.scores, reference.scores)
@@ -147,12 +154,12 @@ class Table:
             lines.append(line)
         note = (
             "Mean over seeds ± standard deviation over seeds (n - 1; none for one seed). The AUROC is that of the "
-            "model's own scores, before post-processing. A mean over categories needs all of them."
+            "model's own scores, before post-processing. A mean over categories is of the seeds that all of them have."
         )
         if own:
             note += (
-                " The last column is copied from the papers, not measured here: another encoder, all images, means "
-                "over all categories of the data set."
+                " The last column is copied from the papers, not measured here: ViT-B/16 of ImageNet-21k unless it "
+                "says otherwise, all images, means over all categories of the data set."
             )
         return ["## Image AUROC", _markdown(head, lines), note, *self._clamped()]
 

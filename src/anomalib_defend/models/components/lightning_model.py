@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from lightning.pytorch import Callback
     from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
 
 ONNX_OPSET = 18  # what torch's exporter writes; anomalib's default of 14 makes it try, and fail, to convert down
 
@@ -78,6 +81,12 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
     def configure_callbacks(self) -> list[Callback]:
         """The components, and the table of predictions."""
         return [*super().configure_callbacks(), PredictionTable()]
+
+    def on_fit_end(self) -> None:
+        """Say where the checkpoint is, which `test`, `predict` and `export` ask for."""
+        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if path:
+            logger.info("Checkpoint: %s", path)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 

@@ -131,15 +131,16 @@ def fingerprint(settings: Mapping[str, Any], paths: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def own_fakes(folder: str | Path, training: Iterable[str]) -> list[Path]:
+def own_fakes(folder: str | Path, training: Iterable[str], test: Iterable[str] = ()) -> list[Path]:
     """The images of the user's folder of fakes, sorted; each is decoded once.
 
     Args:
         folder: The folder; subfolders are not looked at.
         training: The normal training images, none of which may be among the fakes.
+        test: The test images, none of which may be trained on.
 
     Raises:
-        ValueError: If it is no folder, holds no images or training images, or a file cannot be read.
+        ValueError: If it is no folder, holds no images or images of the data set, or a file cannot be read.
     """
     where, root = f"fake_dir={str(folder)!r}", Path(folder).expanduser()
     if not root.is_dir():
@@ -149,10 +150,12 @@ def own_fakes(folder: str | Path, training: Iterable[str]) -> list[Path]:
     if not paths:
         msg = f"{where} holds no images ({', '.join(IMG_EXTENSIONS)}); subfolders are not looked at."
         raise ValueError(msg)
-    normal = {Path(path).resolve() for path in training} & {path.resolve() for path in paths}
-    if normal:
-        msg = f"{where} holds {len(normal)} of the normal training images ({min(normal)}): fakes must be others."
-        raise ValueError(msg)
+    resolved = {path.resolve() for path in paths}
+    for which, images in (("normal training", training), ("test", test)):
+        both = {Path(path).resolve() for path in images} & resolved
+        if both:
+            msg = f"{where} holds {len(both)} of the {which} images ({min(both)}): fakes must be others."
+            raise ValueError(msg)
     with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
         problems = [problem for problem in pool.map(_problem, paths) if problem]
     if problems:

@@ -284,6 +284,7 @@ class Fitymi(TrainedDetectorMixin, AnomalibModule):
 
     def on_fit_end(self) -> None:
         """Let go of what only the training needs."""
+        super().on_fit_end()
         self._fakes, self._fakes_epoch, self.fake_paths = iter(()), -1, []
         self.small_images, self.small_index = None, {}
 

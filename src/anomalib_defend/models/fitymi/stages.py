@@ -123,7 +123,9 @@ class Stages(Callback):
             trainer.fit_loop.epoch_loop.max_steps = -1
         model.plan = plan
         if model.hparams.fake_dir is not None:
-            model.fake_paths = own_fakes(model.hparams.fake_dir, paths)
+            test = getattr(getattr(trainer, "datamodule", None), "test_data", None)
+            test_paths = test.samples.image_path if isinstance(test, AnomalibDataset) else ()
+            model.fake_paths = own_fakes(model.hparams.fake_dir, paths, test_paths)
             logger.info("%d fakes of your own from %s.", len(model.fake_paths), model.hparams.fake_dir)
             self._begin_classifier(trainer, model)
             return
