@@ -57,6 +57,7 @@ def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
     ckpt = Path(train.engine.best_model_path)
     assert ckpt.is_relative_to(tmp_path / "results" / "Defend" / "SemanticVOC" / "dog")
     assert "Stage 1, dense fine-tuning: epoch 1 of 1." in caplog.text
+    assert f"Checkpoint: {ckpt}" in caplog.text
     pictures = list((tmp_path / "results").rglob("images/**/*.jpg"))
     assert len(pictures) == 8
     assert Image.open(pictures[0]).width > Image.open(pictures[0]).height  # the image beside its heat map
@@ -76,6 +77,25 @@ def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
     if pytest.importorskip("openvino"):
         anomalib("export", "--model", "Defend", "--ckpt_path", ckpt, "--export_type", "openvino")
         assert list((tmp_path / "results").rglob("openvino/model.xml"))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("DN2", ["--model.backbone", "vit_digits_patch8_96", "--model.weights", "tiny.safetensors"]),
+        ("ARNet", ["--model.epochs", "1", "--model.width", "4"]),
+    ],
+)
+@pytest.mark.usefixtures("weights")
+def test_other_models_train_and_test(anomalib, voc, model, options, caplog):
+    data = ["--data", "SemanticVOC", "--data.root", voc, "--data.category", "dog", "--data.num_workers", "0"]
+    with caplog.at_level(logging.INFO):
+        train = anomalib("train", "--model", model, *options, "--model.image_size", "32", *data, *TRAINER)
+    ckpt = train.engine.best_model_path
+    assert f"Checkpoint: {ckpt}" in caplog.text
+    test = anomalib("test", "--model", model, *data, "--ckpt_path", ckpt, *TRAINER)
+    trained, tested = (run.engine.trainer.callback_metrics["image_AUROC"] for run in (train, test))
+    assert trained == tested
 
 
 def test_several_categories(anomalib, voc):
