@@ -257,7 +257,7 @@ def run_teacher(trainer: Trainer, model: Defend, cache: TeacherCache | None) -> 
         spread. Empty if the score needs none.
     """
     dataset = trainer.train_dataloader.dataset
-    if not_deterministic(dataset.augmentations):  # there is no cache, and prototypes are of the images themselves
+    if not_deterministic(getattr(dataset, "augmentations", None)):  # then there is no cache
         dataset = without_augmentations(dataset, model)
     stride = -(-len(dataset) // MAX_FEATURES)
     own: dict[int, torch.Tensor] = {}
