@@ -18,6 +18,12 @@ def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anomalib_defend.nn.prototypes.HIDDEN_DIM", 32)
 
 
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """anomalib's inferencer keeps there what OpenVINO compiles, which takes models of another precision for its own."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def make_model() -> Callable[..., Defend]:
     return lambda **kwargs: Defend(**{**TINY, "dense_epochs": 1, "distill_epochs": 2, **kwargs})
