@@ -32,6 +32,16 @@ def voc(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Write the miniature data set of a datamodule, given by name, and return its root."""
+
+    def write_data(name: str) -> Path:
+        return miniatures.trust(monkeypatch, miniatures.WRITERS[name](tmp_path / name))
+
+    return write_data
+
+
+@pytest.fixture
 def shared() -> Path:
     """The project's shared images and weights; the test is skipped where they are absent."""
     folder = os.environ.get("ANOMALIB_DEFEND_SHARED")

@@ -235,3 +235,14 @@ def trust(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
 
 def md5_of(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+WRITERS = {
+    "SemanticVOC": write_voc,
+    "SemanticCOCO": write_coco,
+    "SemanticCIFAR10": write_cifar10,
+    "SemanticCIFAR100": write_cifar100,
+    "SemanticMNIST": write_mnist,
+    "SemanticFashionMNIST": write_fashion_mnist,
+    "SemanticFolder": write_folder,
+}

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
@@ -72,6 +73,10 @@ def test_an_unreachable_file_is_named(tmp_path, served):
         fetch(source._replace(url=source.url.replace("file", "missing")), tmp_path)
 
 
+def everything_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
 def tar_of(path: Path, *members: tarfile.TarInfo) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for member in members:
@@ -105,7 +110,8 @@ def test_an_unsafe_tar_is_refused(tmp_path, unsafe):
     archive = tar_of(tmp_path / "archive.tar.gz", member("data/good"), unsafe)
     with pytest.raises(RuntimeError, match=r"archive\.tar\.gz cannot be unpacked \(it is not safe: .*evil"):
         unpack(archive, folder)
-    assert list(folder.iterdir()) == []
+    assert everything_below(tmp_path) == {"a", "a/b", "archive.tar.gz"}
+    assert not Path("/tmp/evil").exists()  # noqa: S108
 
 
 @pytest.mark.parametrize("name", ["../evil", "data/../../evil", "/tmp/evil", "C:/evil", "..\\evil"])  # noqa: S108
@@ -117,7 +123,19 @@ def test_an_unsafe_zip_is_refused(tmp_path, name):
         file.writestr(name, "text")
     with pytest.raises(RuntimeError, match=r"it is not safe: .*evil"):
         unpack(tmp_path / "archive.zip", folder)
-    assert list(folder.iterdir()) == []
+    assert everything_below(tmp_path) == {"a", "a/b", "archive.zip"}
+    assert not Path("/tmp/evil").exists()  # noqa: S108
+
+
+def test_a_zip_with_a_link_is_refused(tmp_path):
+    link = zipfile.ZipInfo("data/evil")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16  # made on Unix
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as file:
+        file.writestr("data/good", "text")
+        file.writestr(link, "../..")
+    with pytest.raises(RuntimeError, match=r"it is not safe: data/evil \(a link"):
+        unpack(tmp_path / "archive.zip", tmp_path)
+    assert everything_below(tmp_path) == {"archive.zip"}
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not an archive</html>", b"PK\x03\x04 truncated"])

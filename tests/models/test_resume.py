@@ -81,9 +81,12 @@ def test_a_callback_with_a_monitor_leaves_every_epoch_to_resume_from(
     assert_equal(state(model), state(whole))
 
 
-def test_a_trainer_that_saves_nothing_saves_nothing(make_model, make_data, make_engine, tmp_path):
+def test_a_callback_that_saves_nothing_leaves_the_last_epoch_to_resume_from(
+    make_model, make_data, make_engine, tmp_path
+):
     engine = make_engine(callbacks=[ModelCheckpoint(save_top_k=0)])
     engine.fit(make_model(dense_epochs=0, distill_epochs=1), datamodule=make_data())
+    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
 
 
 def test_the_default_checkpoint_is_of_the_last_epoch(make_model, make_data, make_engine, tmp_path):

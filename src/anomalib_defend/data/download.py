@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import stat
 import tarfile
 import urllib.error
 import urllib.request
@@ -128,8 +129,9 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                _check_members(info.filename for info in file.infolist())
-                file.extractall(folder)  # noqa: S202 - checked, and links become plain files
+                links = {info.filename for info in file.infolist() if stat.S_ISLNK(info.external_attr >> 16)}
+                _check_members(name + (_LINK if name in links else "") for name in file.namelist())
+                file.extractall(folder)  # noqa: S202 - checked
         else:
             with tarfile.open(archive) as tar:
                 members = tar.getmembers()

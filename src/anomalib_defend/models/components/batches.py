@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from anomalib.data import AnomalibDataset, Batch
     from anomalib.models.components import AnomalibModule
@@ -42,17 +43,22 @@ def own_batches(trainer: Trainer, model: AnomalibModule, dataset: AnomalibDatase
     images, step = len(dataset), loader.batch_size or 1
     batches = [range(start, min(start + step, images)) for start in range(0, images, step)]
     own = batches[trainer.local_rank :: trainer.num_devices]
-    reader = DataLoader(
+    for rows, batch in zip(own, own_loader(loader, dataset, list(chain(*own))), strict=True):
+        yield rows, preprocessed(trainer, model, batch)
+
+
+def own_loader(loader: DataLoader, dataset: AnomalibDataset, order: Sequence[int]) -> DataLoader:
+    """A loader like the trainer's own of other images or in another order."""
+    return DataLoader(
         dataset,
-        batch_sampler=[list(rows) for rows in own],
+        batch_size=loader.batch_size or 1,
+        sampler=order,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         multiprocessing_context=loader.multiprocessing_context,
         generator=torch.Generator(),  # the random numbers of the training are left alone
     )
-    for rows, batch in zip(own, reader, strict=True):
-        yield rows, preprocessed(trainer, model, batch)
 
 
 def preprocessed(trainer: Trainer, model: AnomalibModule, batch: Batch) -> Batch:

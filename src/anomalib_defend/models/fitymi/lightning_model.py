@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 
 from anomalib_defend.models.components import TrainedDetectorMixin
 from anomalib_defend.models.components.arguments import as_pair, check_ranges
-from anomalib_defend.models.components.batches import preprocessed
+from anomalib_defend.models.components.batches import own_loader, preprocessed
 from anomalib_defend.nn.pretrained import load_pretrained, load_weights
 from anomalib_defend.nn.vit import data_config
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
@@ -25,7 +25,7 @@ from anomalib_defend.pre_processing import ResizeNormalize
 
 from .fakes import FakeImages
 from .generator import Generator
-from .stages import Plan, Progress, Stages, own_loader, plain_batches
+from .stages import Plan, Progress, Stages, plain_batches
 from .torch_model import FitymiModel, resized_size
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,15 @@ from anomalib.data import AnomalibDataset, Batch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from anomalib_defend.models.components.arguments import UNSET_MAX_EPOCHS
-from anomalib_defend.models.components.batches import preprocessed, without_augmentations
+from anomalib_defend.models.components.batches import own_batches, without_augmentations
 
 from .fakes import SAMPLED_AT_ONCE, FakeCache, fingerprint, own_fakes, small_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from .lightning_model import Fitymi
     from .torch_model import FitymiModel
@@ -327,23 +327,6 @@ def cache_folder(trainer: Trainer, model: Fitymi) -> Path:
 
 def plain_batches(trainer: Trainer, model: Fitymi) -> Iterator[Batch]:
     """The normal training images once, in their own order, without augmentations: preprocessed, on the device."""
-    loader: DataLoader = trainer.train_dataloader
-    dataset = without_augmentations(loader.dataset, model)
-    for index, batch in enumerate(own_loader(loader, dataset, range(len(dataset)))):
-        if trainer.fast_dev_run and index >= trainer.num_training_batches:
-            return
-        yield preprocessed(trainer, model, batch)
-
-
-def own_loader(loader: DataLoader, dataset: AnomalibDataset, order: Sequence[int]) -> DataLoader:
-    """A loader like the trainer's own for other images; the training's random numbers are left alone."""
-    return DataLoader(
-        dataset,
-        batch_size=loader.batch_size,
-        sampler=order,
-        num_workers=loader.num_workers,
-        collate_fn=dataset.collate_fn,
-        pin_memory=loader.pin_memory,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator(),
-    )
+    batches = own_batches(trainer, model, without_augmentations(trainer.train_dataloader.dataset, model))
+    for _, batch in islice(batches, trainer.num_training_batches if trainer.fast_dev_run else None):
+        yield batch
