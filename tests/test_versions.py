@@ -2,7 +2,7 @@
 
 import re
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,13 @@ def lowest():
     requirements = [Requirement(line) for line in lines if line]
     assert {str(r.specifier)[:2] for r in requirements} == {"=="}
     return {r.name: Version(str(r.specifier)[2:]) for r in requirements if r.marker is None or r.marker.evaluate()}
+
+
+def test_the_floors_of_torch_are_those_of_anomalibs_own_extras():
+    for name in ("torch", "torchvision"):
+        required = [Requirement(text) for text in requires("anomalib") if text.startswith(f"{name}>=")]
+        (floor,) = {str(r.specifier) for r in required if r.marker.evaluate({"extra": "cpu"})}
+        assert Version(floor.removeprefix(">=")).release[:2] == floors()[name].release[:2]
 
 
 def test_constraints_are_the_floors():

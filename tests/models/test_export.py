@@ -23,7 +23,9 @@ def photos(tmp_path):
     """Files of many sizes, with structure at all scales."""
     rng = np.random.default_rng(0)
     paths = []
-    for index, (height, width) in enumerate([(40, 40), (300, 500), (33, 900), (64, 48), (1200, 800), (20, 25)]):
+    for index, (height, width) in enumerate(
+        [(40, 40), (300, 500), (33, 900), (64, 48), (1200, 800), (20, 25), (1, 1), (50, 10_000)]
+    ):
         coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
         picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
         noise = rng.integers(-60, 60, picture.shape)

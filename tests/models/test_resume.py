@@ -1,5 +1,8 @@
 """A resumed training ends where the uninterrupted one does; checkpoints survive whatever stops a run."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
@@ -34,7 +37,8 @@ class Draws(Callback):
         self.steps = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.steps.append((trainer.current_epoch, tuple(batch.image_path), torch.get_rng_state().sum().item()))
+        next_ones = (torch.get_rng_state().sum().item(), np.random.get_state()[1].sum(), random.getstate())  # noqa: NPY002
+        self.steps.append((trainer.current_epoch, tuple(batch.image_path), next_ones))
 
 
 @pytest.mark.parametrize(("num_workers", "seed", "epochs"), [(0, 3, range(4)), (2, None, [0, 2])])

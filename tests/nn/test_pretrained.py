@@ -147,6 +147,18 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(source, tmp_path, save):
     assert not trace.exists()
 
 
+def test_code_in_the_hubs_cache_does_not_run(source, tmp_path, monkeypatch):
+    path, trace = tmp_path / "pytorch_model.bin", tmp_path / "executed"
+    torch.save({**source.state_dict(), "payload": Payload(str(trace))}, path)
+    monkeypatch.setattr("anomalib_defend.nn.pretrained._cached_file", lambda *_: str(path))
+    name = "deit_tiny_patch16_224"
+    vit = create_vit(name, (64, 64))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm's floor would run it"))
+    with pytest.raises(ValueError, match=r"timm's weights of .*pytorch_model\.bin is not .*tensors-only"):
+        load_pretrained(vit, name)
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize("content", [{"epoch": 3, "weights": {"a": torch.zeros(2)}}, torch.zeros(3), [1, 2]])
 def test_a_file_that_holds_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")

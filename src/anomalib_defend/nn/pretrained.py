@@ -22,17 +22,17 @@ def load_pretrained(vit: VisionTransformer, backbone: str) -> None:
 
     Raises:
         ConnectionError: If the weights are not on this machine and cannot be fetched.
+        ValueError: If the file on this machine holds code.
     """
     config = timm.get_pretrained_cfg(backbone)
-    overlay = {}
-    if not config.file:
-        cached = _cached_file(config.hf_hub_id, config.hf_hub_filename)
-        if cached:
-            overlay = {"file": cached}
-        else:
-            _require_network(backbone, config)
+    file = config.file or _cached_file(config.hf_hub_id, config.hf_hub_filename)
+    if not file:
+        _require_network(backbone, config)
+    elif Path(file).suffix not in {".safetensors", ".npz"}:
+        _read_tensors(file, f"timm's weights of {backbone!r} in {file}")  # timm 1.0.21 would run code in it
+    overlay = {"file": file} if file else None
     try:
-        source = timm.create_model(backbone, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay or None)
+        source = timm.create_model(backbone, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     except OSError as error:
         raise ConnectionError(_offline_message(backbone, str(error))) from error
     load_state_dict(vit, source.state_dict(), f"timm's weights of {backbone!r}")
@@ -50,13 +50,16 @@ def load_weights(vit: VisionTransformer, path: str | Path) -> None:
         what = "is a folder, name the file in it" if path.is_dir() else "no such file"
         msg = f"weights={str(path)!r}: {what} (working directory {Path.cwd()})."
         raise FileNotFoundError(msg)
+    load_state_dict(vit, _read_tensors(path, f"weights={str(path)!r}"), f"weights={str(path)!r}")
+
+
+def _read_tensors(path: str | Path, name: str) -> dict[str, Tensor]:
     try:
-        state = read_state_dict(str(path), use_ema=False, weights_only=True)
+        return read_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # safetensors and torch raise many types for a damaged or unsafe file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"weights={str(path)!r} is not a readable .safetensors file or tensors-only .pth file: {reason}"
+        msg = f"{name} is not a readable .safetensors file or tensors-only .pth file: {reason}"
         raise ValueError(msg) from error
-    load_state_dict(vit, state, f"weights={str(path)!r}")
 
 
 def load_state_dict(vit: VisionTransformer, state: dict[str, Tensor], source: str) -> None:
