@@ -7,15 +7,19 @@ Reading order, along the path that an image takes:
 
 1. ``data.protocol`` (categories + setting -> normal / novel), ``data.semantic`` (the datamodule), one file per format
 2. ``pre_processing`` (resize and normalise, the same numbers in training, on the command line and after export)
-3. ``nn.vit`` (patch tokens, attention of a timm ViT), ``nn.crops``, ``nn.sinkhorn``, ``nn.prototypes``, ``nn.masking``
-4. ``models.defend.torch_model``, ``models.defend.loss`` (the two stages), ``nn.score`` (patch distance -> score, map)
-5. ``models.components`` (what the models share), ``models.defend.lightning_model`` (optimisers, epochs, checkpoints)
-6. ``models.dn2`` (nearest neighbours, the yardstick), ``models.fitymi`` (fakes), ``models.arnet`` (restoration)
-7. ``post_processing`` (threshold from normal images, strictly monotone scaling)
-8. ``benchmark`` (comparisons, speed, reliability)
+3. ``nn.encoder``, ``nn.vit`` (patch tokens, attention), ``nn.crops``, ``nn.sinkhorn``, ``nn.dense_prototypes``,
+   ``nn.masking``, ``nn.distance`` (student and teacher), ``nn.normality`` (what is normal), ``nn.score`` (the map)
+4. ``models.components``: ``stage`` (what a part of a training is), ``run`` (what it may ask), ``normal_images`` (the one
+   pass over them), ``stage_runner`` (the only file that tells the trainer what to do), ``lightning_model`` (the rest)
+5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
+   ``models.arnet`` (restoration): each with ``torch_model``, ``stages`` and ``lightning_model``
+6. ``post_processing`` (threshold from normal images, strictly monotone scaling)
+7. ``benchmark`` (comparisons)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
 """
+
+from ._version import __version__
 
 TYPE_CHECKING = False  # typing's own constant costs an import of typing, at every start of the interpreter
 if TYPE_CHECKING:
@@ -29,8 +33,6 @@ if TYPE_CHECKING:
         SemanticVOC,
     )
     from anomalib_defend.models import DN2, ARNet, Defend, Fitymi
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomalib_defend.example.encoder import MODEL_NAME
 from anomalib_defend.example.scenes import CATEGORIES, write_voc
-from anomalib_defend.nn.digits_vit import MODEL_NAME
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Pretrain the example's teacher: ``python -m anomalib_defend.example.pretrain``.
 
-The ViT of ``nn.digits_vit`` learns to name the digit under every patch, and all digits of the scene from its class
+The ViT of ``example.encoder`` learns to name the digit under every patch, and all digits of the scene from its class
 token. Both use the model's own head: a patch shows one of the ten digits or the background, whose logit is fixed at
 zero. Scenes are composed while training, from digits that no scene of the example shows: small scenes of one digit
 first, from which a ViT learns what digits look like far sooner, then scenes of several, up to full size.
@@ -21,8 +21,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from anomalib_defend.example.encoder import MODEL_NAME, WEIGHTS
 from anomalib_defend.example.scenes import CATEGORIES, SCENE_SIZE, Part, Scene, compose_scene, draw_classes, load_part
-from anomalib_defend.nn.digits_vit import MODEL_NAME, WEIGHTS
 
 PATCH = 8
 DIGIT_SIZES = (32, 44)  # in pixels: a wider range than in the example

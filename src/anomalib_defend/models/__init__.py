@@ -1,5 +1,6 @@
 """The plugin's models; importing this package also makes them known to anomalib by their bare names."""
 
+import anomalib_defend.example.encoder  # noqa: F401 - makes the example's encoder known to timm
 from anomalib_defend._autoload import register_models
 
 from .arnet import ARNet

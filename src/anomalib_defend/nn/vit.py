@@ -17,31 +17,7 @@ from timm.layers import Format, LayerScale, PatchEmbed, build_sincos2d_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from . import digits_vit  # noqa: F401 - registers the example's encoder with timm
-
-
-def data_config(backbone: str) -> dict:
-    """Input size and normalisation that a timm encoder was pretrained with, without building it.
-
-    Returns:
-        ``{"image_size": (H, W), "mean": (3 floats), "std": (3 floats)}``.
-
-    Raises:
-        ValueError: If timm does not know the name.
-    """
-    name, _, tag = backbone.partition(".")
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    known = timm.list_models(f"{name}*") or timm.list_models("vit_*")
-    if config is None:
-        msg = f"backbone={backbone!r} is not a timm model. Similar names: {', '.join(known[:8])}."
-        raise ValueError(msg)
-    if tag:
-        try:
-            config = timm.get_pretrained_cfg(backbone)
-        except RuntimeError as error:
-            msg = f"backbone={backbone!r}: timm has no pretrained tag {tag!r} for {name!r}."
-            raise ValueError(msg) from error
-    return {"image_size": tuple(config.input_size[-2:]), "mean": tuple(config.mean), "std": tuple(config.std)}
+from .encoder import data_config
 
 
 def create_vit(backbone: str, image_size: tuple[int, int], drop_path_rate: float = 0.0) -> VisionTransformer:

@@ -81,7 +81,7 @@ class ARNetModel(nn.Module):
     def restoration_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, the mean squared error, and the mean absolute error of each transform [T], without gradient."""
         difference = self.difference(images)
-        return difference.square().mean(), absolute_error(difference.detach())
+        return difference.square().mean(), absolute_error(difference.detach()).mean(dim=0)
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score [B] and anomaly map [B, 1, H, W], higher is more novel; the score is the map's mean.
@@ -97,8 +97,8 @@ class ARNetModel(nn.Module):
 
 
 def absolute_error(difference: Tensor) -> Tensor:
-    """Mean absolute value of differences [T, B, C, H, W] for each transform: [T]."""
-    return difference.abs().mean(dim=(1, 2, 3, 4))
+    """Mean absolute value of differences [T, B, C, H, W] for each image and transform: [B, T]."""
+    return difference.abs().mean(dim=(2, 3, 4)).T
 
 
 class UNet(nn.Module):

@@ -1,6 +1,6 @@
-"""What the models of this package share: anomalib's hooks, trainings that can be repeated, checkpoints, exports."""
+"""What the models of this package share: anomalib's hooks, stages of a training, checkpoints, exports."""
 
 from .lightning_model import NoveltyDetectorMixin
-from .training import TrainedDetectorMixin
+from .stage import Stage, Step
 
-__all__ = ["NoveltyDetectorMixin", "TrainedDetectorMixin"]
+__all__ = ["NoveltyDetectorMixin", "Stage", "Step"]

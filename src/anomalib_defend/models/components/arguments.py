@@ -1,10 +1,8 @@
-"""A model's arguments, and the trainer's."""
+"""A model's arguments."""
 
 from __future__ import annotations
 
 import math
-
-UNSET_MAX_EPOCHS = 1000  # what Lightning takes for trainer.max_epochs when the user gave none
 
 
 def as_pair(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
@@ -24,4 +22,16 @@ def check_ranges(**arguments: tuple[float | None, float, float | None]) -> None:
     for name, (value, low, high) in arguments.items():
         if value is not None and not low <= value <= (math.inf if high is None else high):
             msg = f"{name}={value} must be at least {low}{'' if high is None else f' and at most {high}'}."
+            raise ValueError(msg)
+
+
+def check_choices(**arguments: tuple[object, tuple[object, ...]]) -> None:
+    """Check arguments given as name=(value, choices).
+
+    Raises:
+        ValueError: If a value is none of its choices, with name and choices.
+    """
+    for name, (value, choices) in arguments.items():
+        if value not in choices:
+            msg = f"{name}={value!r} must be one of {', '.join(map(repr, choices))}."
             raise ValueError(msg)

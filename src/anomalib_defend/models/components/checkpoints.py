@@ -15,7 +15,7 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from anomalib_defend import __version__
+from anomalib_defend._version import __version__
 
 from .guard import not_finite
 
@@ -118,20 +118,28 @@ def read_checkpoint(
     return checkpoint
 
 
-def verify_content(checkpoint: Mapping[str, Any], model: str, landmark: str, arguments: Collection[str]) -> None:
+def renamed(checkpoint: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Give tensors of an older version, whose names begin with one of ``names``, the names that they have now."""
+    state = checkpoint["state_dict"]
+    for old, new in names.items():
+        for name in [name for name in state if name.startswith(old)]:
+            state[new + name.removeprefix(old)] = state.pop(name)
+
+
+def verify_content(checkpoint: Mapping[str, Any], model: str, tensor: str, arguments: Collection[str]) -> None:
     """Check that a checkpoint is of the right model, names its networks' arguments, and holds finite weights.
 
     Args:
         checkpoint: What ``read_checkpoint`` returns.
         model: Name of the model.
-        landmark: A tensor that the checkpoints of this model hold, and those of no other.
+        tensor: A tensor that the checkpoints of this model hold, and those of no other.
         arguments: Names of the arguments that its networks are built from.
 
     Raises:
         ValueError: If it is not.
     """
     state = checkpoint["state_dict"]
-    if landmark not in state:
+    if tensor not in state:
         msg = f"ckpt_path is not a checkpoint of {model}: train one with `anomalib train --model {model} ...`."
         raise ValueError(msg)
     absent = sorted(set(arguments) - checkpoint.get("hyper_parameters", {}).keys())
@@ -157,19 +165,39 @@ def verify_components(checkpoint: Mapping[str, Any], components: Mapping[str, nn
             raise ValueError(msg)
 
 
-def differing(own: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the networks' tensors that are not in both state dicts, with the same shape."""
+def differing(
+    own: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor], any_size: tuple[str, ...] = ()
+) -> list[str]:
+    """Names of the networks' tensors that are not in both state dicts, with the same shape.
+
+    Args:
+        own: State of the model.
+        saved: State of the checkpoint.
+        any_size: Beginnings of the names of tensors that are loaded whatever their size.
+    """
     names = sorted(name for name in own.keys() | saved.keys() if name.startswith("model."))
-    return [name for name in names if name not in own or name not in saved or own[name].shape != saved[name].shape]
+    return [
+        name
+        for name in names
+        if name not in own
+        or name not in saved
+        or (_shape(own[name]) != _shape(saved[name]) and not name.startswith(any_size))
+    ]
 
 
-def verify_shapes(checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> None:
+def _shape(value: object) -> torch.Size | None:
+    return value.shape if isinstance(value, torch.Tensor) else None  # a module may have a state that is no tensor
+
+
+def verify_shapes(
+    checkpoint: Mapping[str, Any], own: Mapping[str, torch.Tensor], any_size: tuple[str, ...] = ()
+) -> None:
     """Check that the networks built from the checkpoint's arguments are those that it was saved from.
 
     Raises:
         ValueError: If they are not.
     """
-    names = differing(own, checkpoint["state_dict"])
+    names = differing(own, checkpoint["state_dict"], any_size)
     if names:
         raise ValueError(_other_version(checkpoint, f"other shapes of {', '.join(names[:3])}"))
 
@@ -186,18 +214,18 @@ def _reason(error: Exception) -> str:
 
 
 class LastEpoch(Checkpoint):
-    """Save every finished epoch to ``last.ckpt`` where no other checkpoint callback does, to resume from.
+    """Save every finished epoch to ``last.ckpt`` where no other checkpoint callback has, to resume from.
 
-    A callback with a monitor keeps none of stage 1, which has no validation, and not always the last of stage 2.
+    Others keep the best epoch alone, save after a validation alone (``check_val_every_n_epoch``), or weights alone.
     """
 
     def __init__(self) -> None:
         self._path: Path | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, after validation and early stopping."""
+        """Save, after validation, early stopping and the other callbacks."""
         del pl_module
-        if trainer.fast_dev_run or any(_saves_every_epoch(item) for item in trainer.checkpoint_callbacks):
+        if trainer.fast_dev_run or any(_has_saved(item, trainer) for item in trainer.checkpoint_callbacks):
             return
         if self._path is None:
             self._path = trainer.strategy.broadcast(_unused(Path(trainer.default_root_dir) / "weights" / "lightning"))
@@ -205,14 +233,11 @@ class LastEpoch(Checkpoint):
         trainer.save_checkpoint(self._path)
 
 
-def _saves_every_epoch(callback: Checkpoint) -> bool:
-    return (
-        isinstance(callback, ModelCheckpoint)
-        and callback.monitor is None
-        and callback.every_n_epochs == 1
-        and callback.save_top_k != 0
-        and not callback.save_weights_only
-    )
+def _has_saved(callback: Checkpoint, trainer: Trainer) -> bool:
+    """Whether a callback keeps the epoch that has just ended, as a file that a training can go on from."""
+    if not isinstance(callback, ModelCheckpoint) or callback.save_weights_only:
+        return False
+    return callback._last_global_step_saved == trainer.global_step and bool(callback._last_checkpoint_saved)
 
 
 def _unused(folder: Path) -> Path:

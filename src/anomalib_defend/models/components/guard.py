@@ -100,7 +100,11 @@ def check_weights(state: Mapping[str, Tensor]) -> None:
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the networks' weights (``model.*``) that hold NaN or infinity."""
-    weights = {name: value for name, value in state.items() if name.startswith("model.") and value.is_floating_point()}
+    weights = {
+        name: value
+        for name, value in state.items()
+        if name.startswith("model.") and isinstance(value, Tensor) and value.is_floating_point()
+    }
     if not weights:
         return []
     finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # one wait for the device

@@ -15,14 +15,21 @@ from torch import Tensor, nn
 
 from anomalib_defend.nn import vit as vits
 from anomalib_defend.nn.crops import crop_images, crop_targets, sample_boxes
+from anomalib_defend.nn.dense_prototypes import PrototypeHead, similarity, upsampled_similarity
+from anomalib_defend.nn.distance import (
+    DistillLoss,
+    FeatureNorm,
+    TeacherOutput,
+    TeacherShape,
+    feature_distance,
+    normalize_features,
+)
 from anomalib_defend.nn.masking import num_kept, sample_patches
-from anomalib_defend.nn.normal_prototypes import NormalPrototypes
-from anomalib_defend.nn.prototypes import PrototypeHead, similarity, upsampled_similarity
+from anomalib_defend.nn.normality import Clusters
 from anomalib_defend.nn.score import anomaly_map
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
 
-from .loss import DistillLoss, FeatureNorm, dense_loss, feature_distance, normalize_features
-from .teacher_cache import CacheLayout, TeacherOutput
+from .loss import dense_loss
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +39,7 @@ Score = Literal["distance", "prototypes"]
 VIEW_SCALE = (0.25, 1.0)
 CROP_SCALE = (0.1, 0.3)
 DROP_PATH_RATE = 0.1
-CACHE_DTYPE = torch.float16  # of the teacher's normalised tokens: a relative error of 2 ** -11
+CLUSTERS_PER_CATEGORY = 5  # chosen with `measurements/prototypes.py`
 
 
 class DefendModel(nn.Module):
@@ -55,8 +62,7 @@ class DefendModel(nn.Module):
         feature_norm: Compare L2-normalised tokens, or the teacher's LayerNorm-ed ones with a linear head of the
             student (pixel variant), or tokens as they are.
         score: Of an image: the mean distance of student and teacher, or how far the teacher's [CLS] is from
-            prototypes of the normal images.
-        num_normal_prototypes: Number of the latter.
+            clusters of the normal images.
     """
 
     def __init__(
@@ -75,7 +81,6 @@ class DefendModel(nn.Module):
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
         score: Score = "distance",
-        num_normal_prototypes: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -91,9 +96,7 @@ class DefendModel(nn.Module):
         self.teacher = vits.create_vit(backbone, image_size)
         self.student = vits.create_vit(backbone, image_size, drop_path_rate=DROP_PATH_RATE)
         self.head = PrototypeHead(self.teacher.embed_dim, num_prototypes)
-        self.normal_prototypes = None
-        if score == "prototypes":
-            self.normal_prototypes = NormalPrototypes(self.teacher.embed_dim, num_normal_prototypes)
+        self.normality = Clusters(self.teacher.embed_dim) if score == "prototypes" else None
         # the pixel variant compares un-normalised student tokens with LayerNorm-ed teacher tokens through a linear map
         dim = self.student.embed_dim
         mapped = feature_norm == "layer_norm"
@@ -145,8 +148,12 @@ class DefendModel(nn.Module):
         for layer in self.student_heads:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-        if self.normal_prototypes is not None:
-            self.normal_prototypes.reset()
+
+    def train(self, mode: bool = True) -> DefendModel:
+        """The teacher stays in evaluation mode: no dropout changes what the student learns from it."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
 
     def dense_step(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 1 (DEFEND): loss of eq. 1 for a batch of images [B, 3, H, W].
@@ -192,16 +199,15 @@ class DefendModel(nn.Module):
         """Whether stage 2 reads the teacher's attention."""
         return self.masking == "guided" and self.mask_ratio > 0
 
-    def cache_layout(self, images: int) -> CacheLayout:
-        """Size of the table that keeps the teacher's output for this number of images."""
+    @property
+    def teacher_shape(self) -> TeacherShape:
+        """Numbers in ``teacher_output(guide=is_guided)`` of one image."""
         patches = self.grid[0] * self.grid[1]
-        return CacheLayout(
-            images, self.distill_layers, patches, self.teacher.embed_dim, attention=self.is_guided, dtype=CACHE_DTYPE
-        )
+        return TeacherShape(self.distill_layers, patches, self.teacher.embed_dim, attention=self.is_guided)
 
     @torch.no_grad()
     def teacher_output(self, images: Tensor, guide: bool = False) -> TeacherOutput:
-        """One pass of the frozen teacher: features, attention to ``guide`` a mask, and what prototypes are made of."""
+        """One pass of the frozen teacher: features, attention to ``guide`` a mask, and what stands for the image."""
         read = vits.patch_tokens_and_attention if guide else vits.patch_tokens
         with vits.catch_output(self.teacher.blocks[-1]) as last:
             output: Any = read(
@@ -209,18 +215,8 @@ class DefendModel(nn.Module):
             )
         layers, attention = output if guide else (output, None)
         layers = [normalize_features(tokens, self.feature_norm) for tokens in layers]
-        pooled = None if self.normal_prototypes is None else vits.pooled(self.teacher, last[0])
+        pooled = None if self.normality is None else vits.pooled(self.teacher, last[0])
         return TeacherOutput(layers, attention, pooled)
-
-    def fit_normal_prototypes(self, features: Tensor, number: int) -> None:
-        """Find the prototypes that images are compared with.
-
-        Args:
-            features: ``pooled`` of the normal training images, [M, D].
-            number: K, at most M.
-        """
-        self.normal_prototypes = NormalPrototypes(self.teacher.embed_dim, number).to(self.head.prototypes.device)
-        self.normal_prototypes.fit(features)
 
     def student_layers(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """The student's comparable tokens S' of the last blocks, each [B, N or M, D]."""
@@ -263,7 +259,7 @@ class DefendModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score (higher is more novel) and map, without masking.
 
-        The score is the mean over patches of the distance that the map shows, or the distance to the prototypes.
+        The score is the mean over patches of the distance that the map shows, or the distance to the clusters.
 
         Args:
             images: [B, 3, H, W], resized to ``image_size`` and normalised.
@@ -279,8 +275,8 @@ class DefendModel(nn.Module):
         ]
         per_patch = torch.stack(distances).mean(dim=0)
         score = per_patch.mean(dim=1)
-        if self.normal_prototypes is not None:
-            score = self.normal_prototypes(teacher.pooled)
+        if self.normality is not None:
+            score = self.normality(teacher.pooled)
         return InferenceBatch(
             pred_score=score,
             anomaly_map=anomaly_map(per_patch, self.grid, self.image_size),

@@ -1,38 +1,33 @@
-"""`DN2`: the yardstick. One pass over the training images fills the memory."""
+"""`DN2`: the nearest-neighbour baseline. One pass over the training images fills the memory."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from anomalib.data import Batch
 from anomalib.metrics.evaluator import Evaluator
-from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 
 from anomalib_defend.models.components import NoveltyDetectorMixin
-from anomalib_defend.models.components.arguments import as_pair, check_ranges
-from anomalib_defend.nn.pretrained import load_pretrained, load_weights
-from anomalib_defend.nn.vit import data_config
-from anomalib_defend.post_processing import NormalQuantilePostProcessor
-from anomalib_defend.pre_processing import ResizeNormalize
+from anomalib_defend.models.components.arguments import check_choices, check_ranges
+from anomalib_defend.models.components.fit_normality import FitNormality
 
 from .torch_model import DN2Model, Feature
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-logger = logging.getLogger(__name__)
+    from anomalib_defend.models.components.stage import Stage
 
 
-class DN2(NoveltyDetectorMixin, MemoryBankMixin, AnomalibModule):
+class DN2(NoveltyDetectorMixin, AnomalibModule):
     """Distance to the nearest normal images in the feature space of a frozen pretrained encoder.
 
-    Source: Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020. Nothing is trained: it is what a
-    user would try first, and what every table of this package compares with.
+    Source: Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020. Nothing is trained: it is the
+    baseline that every table of this package compares with.
 
     Args:
         backbone: Name of a timm encoder.
@@ -52,10 +47,13 @@ class DN2(NoveltyDetectorMixin, MemoryBankMixin, AnomalibModule):
         ValueError: If an argument is out of range, named with what is possible.
     """
 
-    landmark = "model.memory"
+    distinctive_tensor = "model.normality.memory"
     architecture = ("backbone", "feature", "num_neighbors", "normalize")
+    stage_names = (FitNormality.name,)
+    pretrained_part = "encoder"
+    has_map = False
+    tensors_of_0_1 = {"model.memory": "model.normality.memory"}  # noqa: RUF012 - a constant of the class
     model: DN2Model
-    _is_fitted: torch.Tensor
 
     def __init__(
         self,
@@ -73,60 +71,23 @@ class DN2(NoveltyDetectorMixin, MemoryBankMixin, AnomalibModule):
         visualizer: ImageVisualizer | bool = False,
     ) -> None:
         check_ranges(num_neighbors=(num_neighbors, 1, None))
-        data = data_config(backbone)
-        size = as_pair(image_size) or data["image_size"]
-        if pre_processor is True:
-            pre_processor = ResizeNormalize(size, data["mean"], data["std"])
-        if post_processor is True:
-            post_processor = NormalQuantilePostProcessor(target_fpr)
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
-        self._features: list[torch.Tensor] = []
-        self.model = self._build_model()
+        check_choices(feature=(feature, get_args(Feature)))
+        data = self.input_data(backbone, image_size)
+        super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
+        self.model = self.build()
 
-    def _build_model(self) -> DN2Model:
-        size = as_pair(self.hparams.image_size) or data_config(self.hparams.backbone)["image_size"]
+    def build(self, state: Mapping[str, torch.Tensor] | None = None) -> DN2Model:
+        """Encoder and memory."""
+        del state  # a memory of any size is loaded
+        size = self.input_data(self.hparams.backbone, self.hparams.image_size).image_size
         return DN2Model(image_size=size, **{name: self.hparams[name] for name in self.architecture})
 
-    @classmethod
-    def configure_visualizer(cls) -> ImageVisualizer:
-        """The image alone: there is no heat map."""
-        return ImageVisualizer(fields=["image"], overlay_fields=[])
+    def stages(self) -> list[Stage]:
+        """One pass over the normal images."""
+        return [FitNormality(self.model, self.hparams)]
 
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """One pass over the images, in one process: the memory has to be whole."""
-        return {"max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
-
-    # ------------------------------------------------------------------------------------------------------- fitting
-
-    def configure_optimizers(self) -> None:
-        """Nothing is trained."""
-
-    def on_fit_start(self) -> None:
-        """Load the encoder's weights and forget an earlier memory."""
-        if self.hparams.weights is not None:
-            load_weights(self.model.encoder, self.hparams.weights)
-        elif self.hparams.pre_trained:
-            load_pretrained(self.model.encoder, self.hparams.backbone)
-        self._features.clear()
-        self._is_fitted.fill_(False)
-
-    def training_step(self, batch: Batch, *_args: object) -> None:
-        """Encode a batch of normal images."""
-        self._features.append(self.model.encode(batch.image))
-
-    def fit(self) -> None:
-        """Make the collected features the memory."""
-        self.model.memory = torch.cat(self._features)
-        self._features.clear()
-        logger.info("The memory holds %d images of %d features.", *self.model.memory.shape)
-
-    @property
-    def untrained(self) -> str:
-        """What is missing before images can be scored; empty once there is a memory."""
-        return "" if self._is_fitted else "has no memory of normal images; train it or give a checkpoint (ckpt_path)"
-
-    def build(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Make the model anew, with room for as many images as it was trained with."""
-        self.model = self._build_model().to(self.device)
-        self.model.memory = torch.empty_like(state[self.landmark], device=self.device)
+    def migrate(self, checkpoint: dict[str, Any]) -> None:
+        """Version 0.1 says in a flag of anomalib's whether there is a memory."""
+        fitted = checkpoint["state_dict"].pop("_is_fitted", None)
+        if fitted is not None:
+            checkpoint["state_dict"]["trained_steps"] = fitted.long().reshape(1)

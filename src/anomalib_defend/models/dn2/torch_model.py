@@ -1,21 +1,20 @@
-"""Frozen encoder, memory of the normal images' features, and the distance to the nearest of them.
+"""Frozen encoder, and the distance to the nearest normal images in its feature space.
 
-Source: Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020.
-Shapes: B images, D channels, M images in the memory.
+Source: Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020 (https://arxiv.org/abs/2002.10445).
+Shapes: B images, D channels.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_defend.nn.neighbors import neighbor_distance
-from anomalib_defend.nn.vit import data_config
+from anomalib_defend.nn.encoder import create_encoder
+from anomalib_defend.nn.normality import NearestNeighbors
 
 Feature = Literal["cls", "mean_patch"]
 
@@ -34,7 +33,6 @@ class DN2Model(nn.Module):
         ValueError: If the encoder cannot be built, or has no patch tokens to average.
     """
 
-    memory: Tensor
     encoder: Any  # timm's methods are not those of every module
 
     def __init__(
@@ -50,8 +48,8 @@ class DN2Model(nn.Module):
         if feature == "mean_patch" and not hasattr(self.encoder, "num_prefix_tokens"):
             msg = f"feature='mean_patch' needs an encoder with patch tokens; backbone={backbone!r} has none. Use 'cls'."
             raise ValueError(msg)
-        self.feature, self.num_neighbors, self.normalize = feature, num_neighbors, normalize
-        self.register_buffer("memory", torch.empty(0, self.encoder.num_features))
+        self.feature, self.normalize = feature, normalize
+        self.normality = NearestNeighbors(self.encoder.num_features, num_neighbors)
 
     def train(self, mode: bool = True) -> DN2Model:
         """The encoder is frozen: its dropout and batch norms never switch to training."""
@@ -71,27 +69,4 @@ class DN2Model(nn.Module):
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score [B]: mean distance to the nearest neighbours in the memory, higher is more novel."""
-        return InferenceBatch(pred_score=neighbor_distance(self.encode(images), self.memory, self.num_neighbors))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        memory = state_dict.get(f"{prefix}memory")
-        if memory is not None:  # of as many images as it was trained with
-            self.memory = memory.new_empty(memory.shape, device=self.memory.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def create_encoder(backbone: str, image_size: tuple[int, int]) -> nn.Module:
-    """Build a timm encoder without classifier, randomly initialised.
-
-    Raises:
-        ValueError: If timm does not know the name, or cannot build it for this size.
-    """
-    native = data_config(backbone)["image_size"]
-    kwargs = {} if image_size == native else {"img_size": image_size}
-    try:
-        return timm.create_model(backbone, num_classes=0, **kwargs)
-    except TypeError:  # convolutional encoders take images of any size
-        return timm.create_model(backbone, num_classes=0)
-    except AssertionError as error:
-        msg = f"backbone={backbone!r} cannot be built for image_size={image_size}: {error}"
-        raise ValueError(msg) from error
+        return InferenceBatch(pred_score=self.normality(self.encode(images)))

@@ -80,24 +80,34 @@ class FakeCache:
         """Whether every fake is there."""
         return self.folder.is_dir() and all(path.is_file() for path in self.paths)
 
-    def fill(self, sample: Callable[[Sequence[int]], Tensor], settings: Mapping[str, Any]) -> None:
-        """Write what is not there yet.
+    def sample(self, sample: Callable[[Sequence[int]], Tensor], rank: int = 0, processes: int = 1) -> None:
+        """Write what is not there yet of one process's share.
 
         Args:
             sample: Makes the images [n, 3, H, W] in [0, 1] of the given numbers.
-            settings: What the fakes were made with, for the reader.
+            rank: Number of the process, from 0.
+            processes: Number of processes.
         """
-        if self.folder.is_dir():  # files were removed from it
+        if self.folder.is_dir() and rank == 0:  # files were removed from it
             self.folder.replace(self._part)
         images, start = self._part / "images", time.monotonic()
         images.mkdir(parents=True, exist_ok=True)
-        for first in range(0, self.count, SAMPLED_AT_ONCE):
+        for first in range(rank * SAMPLED_AT_ONCE, self.count, processes * SAMPLED_AT_ONCE):
             indices = range(first, min(first + SAMPLED_AT_ONCE, self.count))
             if not all((images / self.names[index]).is_file() for index in indices):
                 for index, image in zip(indices, sample(indices), strict=True):
                     save_image(image, images / self.names[index])
             done = indices.stop
-            logger.info("Sampling fakes: %d of %d, %.0f s.", done, self.count, time.monotonic() - start)
+            if rank == 0:
+                logger.info("Sampling fakes: %d of %d, %.0f s.", done, self.count, time.monotonic() - start)
+
+    def finish(self, settings: Mapping[str, Any]) -> None:
+        """Give the folder its name, once all fakes are there.
+
+        Args:
+            settings: What the fakes were made with, for the reader.
+        """
+        images = self._part / "images"
         pictures = [read_image(images / name, as_tensor=True) for name in self.names[:GRID_IMAGES]]
         save_image(make_grid(torch.stack(pictures), nrow=GRID_COLUMNS, pad_value=1), self._part / "fakes.png")
         (self._part / "settings.json").write_text(json.dumps(settings, indent=2, default=str), encoding="utf-8")

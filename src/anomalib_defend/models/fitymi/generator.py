@@ -44,6 +44,15 @@ def require_diffusers() -> None:
         raise ImportError(msg) from error
 
 
+def has_diffusers() -> bool:
+    """Whether the generator can be built."""
+    try:
+        require_diffusers()
+    except ImportError:
+        return False
+    return True
+
+
 class Generator(nn.Module):
     """U-Net, noise schedule, and the moving average of the weights that images are sampled with.
 

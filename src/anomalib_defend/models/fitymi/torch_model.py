@@ -1,7 +1,7 @@
 """Classifier of normal against fake images, and the nearest-neighbour score in its feature space.
 
 Source: Mirzaei et al., "Fake It Till You Make It: Towards Accurate Near-Distribution Novelty Detection", 2022.
-Shapes: B images, D channels, M images in the memory.
+Shapes: B images, D channels.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_defend.nn.neighbors import neighbor_distance
+from anomalib_defend.nn.normality import NearestNeighbors
 from anomalib_defend.nn.vit import create_vit
+
+from .generator import Generator
 
 NUM_NEIGHBORS = 2
 DROPOUT = 0.1
@@ -24,7 +26,7 @@ def resized_size(image_size: tuple[int, int]) -> tuple[int, int]:
 
 
 class FitymiModel(nn.Module):
-    """A ViT with a 2-way head, and the memory of the normal images' features.
+    """A ViT with a 2-way head, and the memory of the normal images' features; the generator only while it trains.
 
     The first half of the blocks is frozen; patch and position embedding, the other blocks, the norm and the head train.
 
@@ -36,10 +38,11 @@ class FitymiModel(nn.Module):
         ValueError: If the encoder cannot be built, or has no [CLS] token.
     """
 
-    memory: Tensor
+    generator: Generator | None
 
     def __init__(self, backbone: str, image_size: tuple[int, int]) -> None:
         super().__init__()
+        self.generator = None
         self.image_size = image_size
         self.resized_size = resized_size(image_size)
         self.encoder = create_vit(backbone, image_size)
@@ -50,9 +53,9 @@ class FitymiModel(nn.Module):
             block.requires_grad_(False)
         self.dropout = nn.Dropout(DROPOUT)
         self.classifier = nn.Linear(self.encoder.num_features, 2)
-        self.register_buffer("memory", torch.empty(0, self.encoder.num_features))
+        self.normality = NearestNeighbors(self.encoder.num_features, NUM_NEIGHBORS, center=True)
 
-    def encode(self, crops: Tensor) -> Tensor:
+    def crop_features(self, crops: Tensor) -> Tensor:
         """[CLS] features after the final norm [B, D] of crops [B, 3, *image_size]; not normalised."""
         # timm keeps the final norm in fc_norm for encoders that pool by the mean; the other one is the identity
         return self.encoder.fc_norm(self.encoder.forward_features(crops))[:, 0]
@@ -65,21 +68,19 @@ class FitymiModel(nn.Module):
             labels: [B], 0 for normal and 1 for fake.
         """
         self._check_size(images)
-        features = self.encode(random_crops(images, self.image_size))
+        features = self.crop_features(random_crops(images, self.image_size))
         return F.cross_entropy(self.classifier(self.dropout(features)), labels)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """Features [B, D], float32, of the central crops of images [B, 3, *resized_size]."""
         self._check_size(images)
-        return self.encode(center_crop(images, self.image_size)).float()
+        return self.crop_features(center_crop(images, self.image_size)).float()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score [B]: sum of the 2 smallest squared distances to the memory, higher is more novel."""
-        center = self.memory.mean(dim=0)  # distances stay the same, and large norms do not cost digits
-        distance = neighbor_distance(self.features(images) - center, self.memory - center, NUM_NEIGHBORS)
-        return InferenceBatch(pred_score=NUM_NEIGHBORS * distance)
+        return InferenceBatch(pred_score=NUM_NEIGHBORS * self.normality(self.encode(images)))
 
     def _check_size(self, images: Tensor) -> None:
         if tuple(images.shape[-2:]) != self.resized_size:
@@ -88,12 +89,6 @@ class FitymiModel(nn.Module):
                 f"{self.resized_size}: its pre_processor has to resize them to that."
             )
             raise ValueError(msg)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        memory = state_dict.get(f"{prefix}memory")
-        if memory is not None:  # of as many images as it was trained with
-            self.memory = memory.new_empty(memory.shape, device=self.memory.device)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the frozen teacher makes of each training image, computed once and read in every epoch of stage 2.
+"""What a frozen teacher makes of each training image, computed once and read in every epoch of the distillation.
 
 One memory-mapped file holds a row of fixed size for each image; the processes of a machine share it. In RAM the file
 loses its name at once, so that it ends with its processes, however they end. On disk it gets its name when it is
@@ -15,10 +15,12 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+from anomalib_defend.nn.distance import TeacherOutput, TeacherShape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,37 +34,24 @@ AUTO_SHARE = {"ram": 1 / 4, "disk": 1 / 2}  # of what is free: the most that "au
 FORMAT = "1"  # of the file; part of the key
 
 
-class TeacherOutput(NamedTuple):
-    """What stage 2 needs of one teacher pass: it depends on the image alone, not on the epoch."""
-
-    layers: list[Tensor]
-    """Normalised patch tokens T' of the last blocks, each [B, N, D]."""
-    attention: Tensor | None
-    """Attention of the last block's [CLS] to each patch, [B, N]; ``None`` unless masking is guided."""
-    pooled: Tensor | None = None
-    """The token that stands for the image, [B, D]; ``None`` unless the score compares it with prototypes."""
-
-
 @dataclass(frozen=True)
 class CacheLayout:
     """Size of the table: of each image the T' [layers, patches, channels] and, to guide masks, attention [patches]."""
 
     images: int
-    layers: int
-    patches: int
-    channels: int
-    attention: bool
+    of_image: TeacherShape
     dtype: torch.dtype
 
     @property
     def attention_bytes(self) -> int:
         """Bytes of all attentions, which are float32 and come first in the file."""
-        return 4 * self.images * self.patches if self.attention else 0
+        return 4 * self.images * self.of_image.patches if self.of_image.attention else 0
 
     @property
     def bytes(self) -> int:
         """Bytes of the file."""
-        values = self.images * self.layers * self.patches * self.channels
+        shape = self.of_image
+        values = self.images * shape.layers * shape.patches * shape.channels
         return self.attention_bytes + values * self.dtype.itemsize
 
     def __str__(self) -> str:
@@ -91,13 +80,13 @@ class TeacherCache:
                 msg = f"{file} does not hold a cache of {layout}: remove it."
                 raise ValueError(msg)
             self._map = mmap.mmap(opened.fileno(), layout.bytes)
-        shape = (layout.images, layout.layers, layout.patches, layout.channels)
+        images, shape = layout.images, layout.of_image
         features = torch.frombuffer(self._map, dtype=layout.dtype, offset=layout.attention_bytes)
-        self._features = features.reshape(shape)
+        self._features = features.reshape(images, shape.layers, shape.patches, shape.channels)
         self._attention = None
-        if layout.attention:
-            attention = torch.frombuffer(self._map, dtype=torch.float32, count=layout.images * layout.patches)
-            self._attention = attention.reshape(layout.images, layout.patches)
+        if shape.attention:
+            attention = torch.frombuffer(self._map, dtype=torch.float32, count=images * shape.patches)
+            self._attention = attention.reshape(images, shape.patches)
 
     def write(self, start: int, output: TeacherOutput) -> None:
         """Store what the teacher made of the images ``start``, ``start + 1`` ..., rounded to the table's type."""
@@ -118,7 +107,7 @@ class TeacherCache:
         try:
             rows = torch.tensor([self._row[path] for path in paths])
         except KeyError as error:
-            msg = f"{error.args[0]} was not among the training images when stage 2 began: pass teacher_cache=off."
+            msg = f"{error.args[0]} was no training image when the distillation began: pass teacher_cache=off."
             raise KeyError(msg) from error
         attention = None if self._attention is None else _rows_to(device, self._attention, rows)
         return TeacherOutput(list(_rows_to(device, self._features, rows).unbind(dim=1)), attention)

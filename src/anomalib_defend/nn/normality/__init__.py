@@ -1,0 +1,7 @@
+"""Models of what is normal in a space of image features, all with one face: `Normality`."""
+
+from .base import Normality
+from .clusters import Clusters
+from .neighbors import NearestNeighbors
+
+__all__ = ["Clusters", "NearestNeighbors", "Normality"]
