@@ -415,7 +415,7 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         """Make a checkpoint of version 0.1 one of this version, where names of tensors are not all that has changed."""
 
     def saved_arguments(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that a checkpoint brings; to resume, seed and epoch are set, and ``own_on_resume`` are the user's.
+        """The arguments that a checkpoint brings; to resume, seed and epoch are set, ``own_on_resume`` is the user's.
 
         Raises:
             ValueError: If a training cannot go on from it.
