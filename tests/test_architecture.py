@@ -1,7 +1,7 @@
 """Imports go one way, those for type checkers included, and every folder's docstring is true.
 
-``nn`` <- ``models/*/torch_model`` <- ``models/components`` <- ``models/*``. Data and models do not see each other, models
-never import each other, and the trainer is known to ``models/components`` alone.
+``nn`` <- ``models/*/torch_model`` <- ``models/components`` <- ``models/*``. Data and models do not see each other,
+models never import each other, and the trainer is known to ``models/components`` alone.
 """
 
 import ast
