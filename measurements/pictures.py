@@ -26,7 +26,9 @@ def write_images(folder: Path, number: int, size: tuple[int, int], ending: str) 
     """Write images with smooth structure and some noise, as a camera gives."""
     rng, paths = np.random.default_rng(0), []
     for index in range(number):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
         noisy = np.asarray(coarse) + rng.normal(0, 3, (size[1], size[0], 3))
         paths.append(str(folder / f"{index:04d}.{ending}"))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(paths[-1])

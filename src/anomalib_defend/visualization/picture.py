@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,13 @@ from PIL import Image, ImageDraw, ImageFont
 from . import captions
 from .colours import coloured
 
-MARGIN, GAP = 8, 6  # pixels around and between the parts
+MARGIN, GAP = 8, 5  # pixels around and between the parts
 MIN_WIDTH = 256  # room for the words, however narrow the image
 LONGEST = 3  # sides of a square panel that the longer side of others has at most
 TEXT_SIZE, VERDICT_SIZE = 14, 20  # pixels
 LINE, VERDICT_LINE = 18, 28  # heights
 BAR = 12  # height of the colour scale
+REMEMBERED = 64  # rows of words
 SCALE_MARKS = (0.0, 0.5, 1.0)
 HEAT = 0.75  # share of the colour over the grey image
 PAPER, INK = (255, 255, 255), (0, 0, 0)
@@ -85,29 +86,24 @@ def draw_picture(image: Image.Image, finding: Finding, side: int, size: tuple[in
     """
     size = size or image.size
     panel = panel_size(size, side)
-    panels = [image.resize(panel, Image.Resampling.BICUBIC, reducing_gap=2.0)]
+    panels = [image.resize(panel, Image.Resampling.BILINEAR, reducing_gap=2.0)]
     if finding.heat is not None:
         panels.append(heat_panel(panels[0], finding.heat, finding.above))
     if finding.box is not None:
         for one in panels:
             _draw_box(one, finding.box, (panel[0] / size[0], panel[1] / size[1]))
     width = max(MIN_WIDTH, len(panels) * (panel[0] + GAP) - GAP)
-    text = font(TEXT_SIZE)
-    lines = [line for paragraph in finding.caption() for line in captions.wrapped(paragraph, width, text.getlength)]
-    scale = GAP + BAR + LINE if finding.heat is not None else 0
-    height = panel[1] + scale + GAP + VERDICT_LINE + GAP + LINE * len(lines)
+    rows = [_verdict(finding.novel, width), *(_paragraph(words, width) for words in finding.caption())]
+    if finding.heat is not None:
+        rows.insert(0, _scale(width))
+    height = panel[1] + sum(GAP + row.height for row in rows)
     canvas = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
     for index, one in enumerate(panels):
         canvas.paste(one, (MARGIN + index * (panel[0] + GAP), MARGIN))
-    draw = ImageDraw.Draw(canvas)
     top = MARGIN + panel[1] + GAP
-    if finding.heat is not None:
-        _draw_scale(canvas, draw, top, width)
-        top += scale
-    _draw_verdict(draw, finding.novel, top, width)
-    top += VERDICT_LINE + GAP
-    for number, line in enumerate(lines):
-        draw.text((MARGIN, top + number * LINE), line, INK, text)
+    for row in rows:
+        canvas.paste(row, (MARGIN, top))
+        top += row.height + GAP
     return canvas
 
 
@@ -143,30 +139,43 @@ def font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-@cache
-def _scale_bar(width: int) -> Image.Image:
-    """The colours of 0 to 1 as they look over middle grey."""
+@lru_cache(REMEMBERED)  # most pictures of a run share them
+def _scale(width: int) -> Image.Image:
+    """The colours of 0 to 1 as they look over middle grey, with their values."""
+    row = Image.new("RGB", (width, BAR + LINE), PAPER)
     ramp = np.linspace(0, 255, width).round().astype(np.uint8)
     colours = coloured(Image.fromarray(np.tile(ramp, (BAR, 1))))
-    return Image.blend(Image.new("RGB", colours.size, (128, 128, 128)), colours, HEAT)
-
-
-def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, top: int, width: int) -> None:
-    canvas.paste(_scale_bar(width), (MARGIN, top))
+    row.paste(Image.blend(Image.new("RGB", colours.size, (128, 128, 128)), colours, HEAT))
+    draw = ImageDraw.Draw(row)
     for value in SCALE_MARKS:
         words = f"{value:g}"
         length = font(TEXT_SIZE).getlength(words)
-        x = MARGIN + value * (width - 1)
-        draw.line([(x, top), (x, top + BAR + 2)], INK)
-        left = min(max(x - length / 2, MARGIN), MARGIN + width - length)
-        draw.text((left, top + BAR), words, INK, font(TEXT_SIZE))
+        x = value * (width - 1)
+        draw.line([(x, 0), (x, BAR + 2)], INK)
+        draw.text((min(max(x - length / 2, 0), width - length), BAR), words, INK, font(TEXT_SIZE))
+    return row
 
 
-def _draw_verdict(draw: ImageDraw.ImageDraw, novel: bool | None, top: int, width: int) -> None:
+@lru_cache(REMEMBERED)
+def _verdict(novel: bool | None, width: int) -> Image.Image:
     """White on black for novel images, black on white for others."""
     ground, ink = (INK, PAPER) if novel else (PAPER, INK)
-    draw.rectangle([MARGIN, top, MARGIN + width - 1, top + VERDICT_LINE - 1], ground, INK)
-    draw.text((MARGIN + GAP, top + 2), captions.VERDICTS[novel], ink, font(VERDICT_SIZE))
+    row = Image.new("RGB", (width, VERDICT_LINE))
+    draw = ImageDraw.Draw(row)
+    draw.rectangle([0, 0, width - 1, VERDICT_LINE - 1], ground, INK)
+    draw.text((GAP, 2), captions.VERDICTS[novel], ink, font(VERDICT_SIZE))
+    return row
+
+
+@lru_cache(REMEMBERED)
+def _paragraph(words: str, width: int) -> Image.Image:
+    """Words in as many lines as they need."""
+    lines = captions.wrapped(words, width, font(TEXT_SIZE).getlength)
+    row = Image.new("RGB", (width, LINE * len(lines)), PAPER)
+    draw = ImageDraw.Draw(row)
+    for number, line in enumerate(lines):
+        draw.text((0, number * LINE), line, INK, font(TEXT_SIZE))
+    return row
 
 
 def _draw_box(panel: Image.Image, box: Sequence[float], factors: tuple[float, float]) -> None:
