@@ -19,6 +19,7 @@ MIN_WIDTH = 256  # room for the words, however narrow the image
 LONGEST = 3  # sides of a square panel that the longer side of others has at most
 TEXT_SIZE, VERDICT_SIZE = 14, 20  # pixels
 LINE, VERDICT_LINE = 18, 28  # heights
+EDGE = 2  # beside words, since letters may reach over their own width
 BAR = 12  # height of the colour scale
 REMEMBERED = 64  # rows of words
 SCALE_MARKS = (0.0, 0.5, 1.0)
@@ -152,7 +153,7 @@ def _scale(width: int) -> Image.Image:
         length = font(TEXT_SIZE).getlength(words)
         x = value * (width - 1)
         draw.line([(x, 0), (x, BAR + 2)], INK)
-        draw.text((min(max(x - length / 2, 0), width - length), BAR), words, INK, font(TEXT_SIZE))
+        draw.text((min(max(x - length / 2, EDGE), width - EDGE - length), BAR), words, INK, font(TEXT_SIZE))
     return row
 
 
@@ -170,11 +171,11 @@ def _verdict(novel: bool | None, width: int) -> Image.Image:
 @lru_cache(REMEMBERED)
 def _paragraph(words: str, width: int) -> Image.Image:
     """Words in as many lines as they need."""
-    lines = captions.wrapped(words, width, font(TEXT_SIZE).getlength)
+    lines = captions.wrapped(words, width - 2 * EDGE, font(TEXT_SIZE).getlength)
     row = Image.new("RGB", (width, LINE * len(lines)), PAPER)
     draw = ImageDraw.Draw(row)
     for number, line in enumerate(lines):
-        draw.text((0, number * LINE), line, INK, font(TEXT_SIZE))
+        draw.text((EDGE, number * LINE), line, INK, font(TEXT_SIZE))
     return row
 
 

@@ -190,6 +190,9 @@ def _array(value: Tensor | NDArray | None) -> NDArray | None:
 
 
 def _box(value: Iterable[float] | None) -> Box | None:
-    """Four finite numbers, or no box."""
-    numbers = () if value is None else tuple(float(number) for number in value)
-    return numbers if len(numbers) == 4 and all(map(math.isfinite, numbers)) else None
+    """Four finite numbers that enclose something, or no box."""
+    if value is None:
+        return None
+    left, top, right, bottom = (float(number) for number in value)
+    finite = all(map(math.isfinite, (left, top, right, bottom)))
+    return (left, top, right, bottom) if finite and left < right and top < bottom else None
