@@ -72,19 +72,19 @@ def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Mode
     """
     import nncf  # noqa: PLC0415 - optional extra
 
-    nncf.set_log_level(logging.WARNING)  # else a line for each operation
     images = calibration_images(datamodule)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
     # one at a time: the model resizes, images differ in size
     loader = DataLoader(Subset(images, order.tolist()), batch_size=1, collate_fn=images.collate_fn)
     logger.info("Calibrating on %d training images.", len(order))
-    return nncf.quantize(
-        model,
-        nncf.Dataset(loader, lambda batch: batch.image.numpy()),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(order),
-        ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS, validate=False),
-    )
+    with quiet("nncf"):  # else a line for each operation
+        return nncf.quantize(
+            model,
+            nncf.Dataset(loader, lambda batch: batch.image.numpy()),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(order),
+            ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS, validate=False),
+        )
 
 
 def calibration_images(datamodule: AnomalibDataModule | None) -> AnomalibDataset:
