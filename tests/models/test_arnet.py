@@ -13,8 +13,8 @@ from torch import nn
 
 import anomalib_defend.models  # noqa: F401 - the bare name, also where the package is not installed
 from anomalib_defend import DN2, ARNet, SemanticFolder
-from anomalib_defend.benchmark.export import F32, engine_scores, openvino_scores
 from anomalib_defend.models.arnet.torch_model import NUM_TRANSFORMS, ARNetModel, UNet, erase
+from measurements.export import F32, engine_scores, openvino_scores
 
 TINY = {"image_size": 32, "width": 4, "epochs": 2, "seed": 0}
 

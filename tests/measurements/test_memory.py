@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from anomalib_defend.benchmark.reliability.memory import MEASUREMENTS, Recorder, growth, measure, resident_mib
-from anomalib_defend.benchmark.reliability.soak import soak
+from measurements.reliability.memory import MEASUREMENTS, Recorder, growth, measure, resident_mib
+from measurements.reliability.soak import soak
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .machine import describe
+from anomalib_defend.benchmark.machine import describe
+
 from .report import Options
 
 PARTS = ("training", "memory", "inference", "peers", "data", "ddp", "scaling", "jobs")
@@ -22,7 +23,7 @@ QUICK_PARTS = ("training", "memory", "inference", "data", "jobs")
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser("python -m anomalib_defend.benchmark.speed", description=__doc__)
+    parser = argparse.ArgumentParser("python -m measurements.speed", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="5 minutes on 2 cores: DeiT-Tiny, fewer repeats and parts")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--json", type=Path, help="figures by name; written after every part, kept by later runs")

@@ -2,7 +2,7 @@
 
 import json
 
-from anomalib_defend.benchmark import precision
+from measurements import precision
 
 
 def make_cell(seed, trained, **aurocs):

@@ -1,6 +1,6 @@
 """What bf16, and stage 2's cache in float16, change: AUROCs of paired trainings, each tested in float32 and bf16.
 
-``python -m anomalib_defend.benchmark.precision --root VOC2012 --category horse --weights FILE``
+``python -m measurements.precision --root VOC2012 --category horse --weights FILE``
 
 Pairs differ in one thing alone: the same seed draws the same student, order of the images, boxes and masks. Every
 training runs in a process of its own and appends a line to ``--out``; what stands there is not run again.

@@ -1,6 +1,6 @@
 """How the constants of `Defend(score="prototypes")` were chosen: on categories that no table of the results shows.
 
-``python -m anomalib_defend.benchmark.prototypes --weights FILE --voc VOC2012 --cifar10 CIFAR10 --fashion-mnist FOLDER``
+``python -m measurements.prototypes --weights FILE --voc VOC2012 --cifar10 CIFAR10 --fashion-mnist FOLDER``
 
 Prints, for each group of categories, the mean image AUROC of the nearest-neighbour search (DN2) and what each choice
 adds to it, all from the same [CLS] features. Where several categories are normal, a second column takes them for one:

@@ -1,10 +1,7 @@
-"""The machine: what it is, and the rate of the matrix products that a ViT consists of."""
+"""The machine's rate of the matrix products that a ViT consists of."""
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,29 +9,6 @@ import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
-
-
-def describe(threads: int) -> str:
-    """One line: processor, cores, threads and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags.split()]
-    return (
-        f"{names[0] if names else platform.processor()} ({', '.join(units)}), {len(names)} cores, {threads} threads; "
-        f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    )
-
-
-_PACKAGES = ("torch", "timm", "anomalib", "openvino", "nncf")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 class MatrixProducts:

@@ -1,6 +1,6 @@
 """CPU time and memory that reading COCO 2017's annotations takes, beside other readers.
 
-``python -m anomalib_defend.benchmark.coco_reading``
+``python -m measurements.coco_reading``
 
 It writes instances files as large as the official ones, with the same fields and made-up contents, into a temporary
 folder. Each reader reads both in a process of its own. The images are not there: only reading is measured.
@@ -19,10 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from anomalib_defend.benchmark.machine import peak_gib
 from anomalib_defend.data import SemanticCOCO
 from anomalib_defend.data.protocol import make_samples
-
-from .speed.timing import peak_gib
 
 SPLITS = {"train": (118_287, 860_001), "val": (5_000, 36_781)}
 """Images and annotations of COCO 2017."""

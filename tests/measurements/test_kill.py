@@ -2,7 +2,7 @@
 
 import pytest
 
-from anomalib_defend.benchmark.reliability.kill import STAGES, TOLERANCE, Killer
+from measurements.reliability.kill import STAGES, TOLERANCE, Killer
 
 
 @pytest.mark.slow

@@ -6,11 +6,12 @@ import ctypes
 import gc
 import multiprocessing
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from anomalib_defend.benchmark.machine import status_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,21 +60,6 @@ def peak_mib(call: Callable[[], object]) -> float:
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)  # glibc
     give_back(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _status_mib("VmRSS")
+    before = status_mib("VmRSS")
     call()
-    return _status_mib("VmHWM") - before
-
-
-def peak_gib() -> float:
-    """Memory of this process at its highest, in GiB."""
-    if sys.platform == "linux":
-        return _status_mib("VmHWM") / 1024
-    import resource  # noqa: PLC0415 - not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _status_mib(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    return status_mib("VmHWM") - before

@@ -1,6 +1,6 @@
 """Trainings that are killed at random moments and resumed, beside one that nothing has interrupted.
 
-``python -m anomalib_defend.benchmark.reliability.kill --runs 20``
+``python -m measurements.reliability.kill --runs 20``
 
 Needs neither network nor data: a small model learns scenes of handwritten digits. Each training is a process of its
 own, which is sent SIGKILL: it can neither catch it nor clean up.

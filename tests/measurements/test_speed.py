@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anomalib_defend.benchmark.speed import __main__ as program
-from anomalib_defend.benchmark.speed import ddp, exports, jobs, operations, reference, scaling
-from anomalib_defend.benchmark.speed.memory import step_memory
-from anomalib_defend.benchmark.speed.networks import photographs, random_images, random_model
-from anomalib_defend.benchmark.speed.report import Options, Result, table
-from anomalib_defend.benchmark.speed.timing import in_fresh_process, peak_mib
-from anomalib_defend.benchmark.speed.training import OURS, STAGES, Step, make_cache
+from measurements.speed import __main__ as program
+from measurements.speed import ddp, exports, jobs, operations, reference, scaling
+from measurements.speed.memory import step_memory
+from measurements.speed.networks import photographs, random_images, random_model
+from measurements.speed.report import Options, Result, table
+from measurements.speed.timing import in_fresh_process, peak_mib
+from measurements.speed.training import OURS, STAGES, Step, make_cache
 
 DIGITS = "vit_digits_patch8_96"
 TINY = "deit_tiny_patch16_224"
@@ -98,7 +98,7 @@ def test_a_quick_run_writes_its_figures_and_none_has_become_slow(tmp_path):
     pytest.importorskip("openvino")
     file = tmp_path / "figures.json"
     options = ["--quick", "--batch", "4", "--repeats", "3", "--threads", "1", "--cpu-time", "--json", str(file)]
-    run = [sys.executable, "-m", "anomalib_defend.benchmark.speed", *options]
+    run = [sys.executable, "-m", "measurements.speed", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -135,7 +135,7 @@ def _take_64_mib():
 def test_a_report_is_written_part_by_part(tmp_path, monkeypatch, capsys):
     figures = tmp_path / "new" / "figures.json"
     monkeypatch.setattr("sys.argv", ["speed", "--quick", "--parts", "data", "jobs", "--json", str(figures)])
-    monkeypatch.setattr("anomalib_defend.benchmark.speed.data.run", lambda options: 1 / 0)
+    monkeypatch.setattr("measurements.speed.data.run", lambda options: 1 / 0)
     monkeypatch.setattr(jobs, "run", lambda options: [Result(table([{"a": 1.234, "b": None}]), {"x": 2.0})])
     assert program.main() == 1  # a part failed, the others are there
     assert "| 1.23 | - |" in capsys.readouterr().out

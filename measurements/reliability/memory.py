@@ -1,6 +1,6 @@
 """Resident memory of training and prediction, from image 500 to image 5,000.
 
-``python -m anomalib_defend.benchmark.reliability.memory``
+``python -m measurements.reliability.memory``
 
 Model and images are small, so that a leak of a few kilobytes an image shows. Each measurement has its own process.
 """

@@ -1,6 +1,6 @@
 """What export changes: raw scores and labels of OpenVINO models beside the engine's, on the same image files.
 
-``python -m anomalib_defend.benchmark.export --ckpt model.ckpt --root VOC2012 --category dog``
+``python -m measurements.export --ckpt model.ckpt --root VOC2012 --category dog``
 """
 
 from __future__ import annotations

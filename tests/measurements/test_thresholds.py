@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from anomalib_defend.benchmark.reliability.thresholds import DISTRIBUTIONS, TARGET, measure, theory
+from measurements.reliability.thresholds import DISTRIBUTIONS, TARGET, measure, theory
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)

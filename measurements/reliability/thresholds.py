@@ -1,6 +1,6 @@
 """The false-positive rate that `NormalQuantilePostProcessor` reaches, by distribution and number of validation images.
 
-``python -m anomalib_defend.benchmark.reliability.thresholds``
+``python -m measurements.reliability.thresholds``
 
 Only the order of the scores enters, so the distributions differ by chance alone. The threshold is an order statistic:
 the rate of images above the r-th smallest of n scores is Beta(n + 1 - r, r) distributed, whatever the scores.

@@ -1,6 +1,6 @@
 """Resident memory of continuous OpenVINO inference, minute by minute.
 
-``python -m anomalib_defend.benchmark.reliability.soak --minutes 30``
+``python -m measurements.reliability.soak --minutes 30``
 
 One exported model scores image files of various sizes, over and over.
 """
