@@ -48,7 +48,7 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
     if top in sys.stdlib_module_names:
         return True
     if path in {"_autoload.py", "__init__.py"}:  # run at every start of the interpreter
-        return path == "__init__.py" and within(name, *own("data", "models"))  # for type checkers
+        return path == "__init__.py" and within(name, *own("data", "models", "_version"))  # for type checkers
     if part == "nn":
         return top in TENSORS or within(name, *own("nn"))
     if part == "models" and Path(path).name in {"torch_model.py", "loss.py"}:

@@ -10,15 +10,16 @@ Reading order, along the path that an image takes:
 3. ``nn.vit`` (patch tokens, attention of a timm ViT), ``nn.crops``, ``nn.sinkhorn``, ``nn.prototypes``, ``nn.masking``
 4. ``models.defend.torch_model``, ``models.defend.loss`` (the two stages), ``nn.score`` (patch distance -> score, map)
 5. ``models.components`` (what the models share), ``models.defend.lightning_model`` (optimisers, epochs, checkpoints)
-6. ``models.dn2`` (nearest neighbours, the yardstick), ``models.fitymi`` (fakes), ``models.arnet`` (restoration)
+6. ``models.dn2`` (nearest neighbours, the baseline), ``models.fitymi`` (fakes), ``models.arnet`` (restoration)
 7. ``post_processing`` (threshold from normal images, strictly monotone scaling)
-8. ``benchmark`` (comparisons, speed, reliability)
+8. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
 """
 
 TYPE_CHECKING = False  # typing's own constant costs an import of typing, at every start of the interpreter
 if TYPE_CHECKING:
+    from anomalib_defend._version import __version__
     from anomalib_defend.data import (
         SemanticCIFAR10,
         SemanticCIFAR100,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
         SemanticVOC,
     )
     from anomalib_defend.models import DN2, ARNet, Defend, Fitymi
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
@@ -44,6 +43,7 @@ _EXPORTS = {
     "SemanticFolder": "anomalib_defend.data",
     "SemanticMNIST": "anomalib_defend.data",
     "SemanticVOC": "anomalib_defend.data",
+    "__version__": "anomalib_defend._version",
 }
 
 __all__ = [
