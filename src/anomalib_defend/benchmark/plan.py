@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -16,10 +17,11 @@ import anomalib
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from anomalib_defend import __version__
+from anomalib_defend._version import __version__
 
 Settings = dict[str, Any]
 PLAN = "comparison.json"
+CONFIGS = Path(__file__).parent / "configs"  # the package's own comparisons
 
 _KEYS = {"title", "variables", "reference", "accelerator", "seeds", "trainer", "models", "data", "cells"}
 _MODEL_KEYS = {"class_path", "init_args", "trainer"}
@@ -113,11 +115,29 @@ class Comparison:
     source: str = field(default="", compare=False)
 
 
+def find(comparison: str) -> Path:
+    """A YAML file by its path, or one of the package's by its name, with or without ``.yaml``.
+
+    Raises:
+        ComparisonError: If there is neither; names those of the package.
+    """
+    file, name = Path(comparison), comparison.removesuffix(".yaml")
+    if file.is_file():
+        return file
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    if name in names:
+        return CONFIGS / f"{name}.yaml"
+    similar = difflib.get_close_matches(file.stem, names)
+    hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
+    msg = f"{comparison} is no file, and no comparison of the package.{hint} The package has {_listed(names)}."
+    raise ComparisonError(msg)
+
+
 def load(file: Path | str, variables: Mapping[str, str] | None = None) -> Comparison:
     """Read a YAML file.
 
     Args:
-        file: The YAML file, as in ``configs/benchmark``.
+        file: The YAML file, as in ``configs``.
         variables: Replace those of the same name under ``variables:``.
 
     Raises:
@@ -170,7 +190,7 @@ def read_plan(folder: Path) -> Comparison:
         content = json.loads((folder / PLAN).read_text())
         return Comparison(**{**content, "cells": [Cell(**cell) for cell in content["cells"]]})
     except (OSError, ValueError, TypeError) as error:
-        msg = f"{folder} holds no results of `python -m anomalib_defend.benchmark run`: {error}"
+        msg = f"{folder} holds no results of `anomalib-defend benchmark run`: {error}"
         raise ComparisonError(msg) from error
 
 

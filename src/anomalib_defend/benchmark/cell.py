@@ -1,6 +1,6 @@
 """One cell: anomalib's benchmark pipeline with one job, in a process and folder of its own.
 
-``python -m anomalib_defend.benchmark.comparison.cell`` in the folder of the cell, where ``job.yaml`` lies.
+``python -m anomalib_defend.benchmark.cell`` in the folder of the cell, where ``job.yaml`` lies.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from anomalib.pipelines.components.runners import SerialRunner
 from anomalib.utils.config import flatten_dict
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from anomalib_defend.benchmark.speed.machine import describe
-from anomalib_defend.benchmark.speed.timing import peak_gib
-
 from .build import build
+from .machine import describe, peak_gib
 
 JOB, SCORES, MEASURED = "job.yaml", "scores.csv", "measured.json"
 

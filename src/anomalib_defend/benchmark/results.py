@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +129,3 @@ def _scores(folder: Path) -> pd.DataFrame:
         msg = f"{SCORES} must hold finite scores of normal and novel images, each image once."
         raise ResultError(msg)
     return scores
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a number was measured."""
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,5 +1,6 @@
 """Running a comparison: what is missing and nothing else, whatever fails or is killed in between."""
 
+import io
 import json
 import re
 import signal
@@ -13,13 +14,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
-from anomalib_defend.benchmark.__main__ import main
-from anomalib_defend.benchmark.comparison import driver
-from anomalib_defend.benchmark.comparison.build import Size
-from anomalib_defend.benchmark.comparison.plan import ComparisonError, load, save
+from anomalib_defend.benchmark import driver
+from anomalib_defend.benchmark.budget import Budget
+from anomalib_defend.benchmark.build import Size
+from anomalib_defend.benchmark.plan import Cell, ComparisonError, load, save
+from anomalib_defend.commands import main
 from anomalib_defend.nn.vit import create_vit
 
 # What a cell leaves behind, in a fraction of a second; its model's arguments say how it behaves
@@ -55,17 +58,26 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "COMMAND", [sys.executable, str(tmp_path / "cell.py")])
     log = tmp_path / "log"
 
-    def start(models, categories=("dog", "cat"), **options):
-        log.write_text("")
+    def comparison(models, categories):
         entries = {name: {"class_path": "M", "init_args": {"runs": str(log), **args}} for name, args in models.items()}
         data = {"VOC": {"class_path": "D", "categories": list(categories)}}
         file = tmp_path / "small.yaml"
         file.write_text(yaml.safe_dump({"seeds": [0], "models": entries, "data": data}, sort_keys=False))
-        comparison = load(file)
-        sizes = {cell.key: Size(10 * (1 + index), 4, 1) for index, cell in enumerate(comparison.cells)}
-        start.lines = []
-        return driver.run(comparison, sizes, tmp_path / "results", echo=start.lines.append, **options)
+        return load(file)
 
+    def start(models, categories=("dog", "cat"), **options):
+        log.write_text("")
+        planned = comparison(models, categories)
+        sizes = {cell.key: Size(10 * (1 + index), 4, 1) for index, cell in enumerate(planned.cells)}
+        start.lines = []
+        return driver.run_missing(planned, sizes, start.folder, echo=start.lines.append, **options)
+
+    def plan(models, categories=("dog", "cat"), **options):
+        lines = []
+        driver.show_plan(comparison(models, categories), start.folder, echo=lines.append, **options)
+        return lines
+
+    start.plan = plan
     start.cells = lambda: sorted(log.read_text().split())
     start.folder = tmp_path / "results"
     return start
@@ -97,7 +109,7 @@ def test_a_changed_cell_is_run_again_and_no_other(run):
 
 def test_another_version_runs_all_again(run, monkeypatch):
     run({"A": {}}, ["dog"])
-    monkeypatch.setattr("anomalib_defend.benchmark.comparison.plan.__version__", "99")
+    monkeypatch.setattr("anomalib_defend.benchmark.plan.__version__", "99")
     run({"A": {}}, ["dog"])
     assert folders(run) == names(("A", "dog"))
 
@@ -146,20 +158,53 @@ def test_cells_side_by_side_and_each_once(run):
     assert sum("image AUROC 0.7500" in line for line in run.lines) == 6
 
 
-def test_the_budget_rests_on_finished_cells(run):
-    run({"A": {}}, dry_run=True)
-    assert run.cells() == []
-    assert "  A | VOC | dog | seed 0" in run.lines
-    assert run.lines[-1] == "2 cell(s) not measured yet."
+@pytest.fixture
+def measured(run):
+    """One finished cell, of which 100 s were the start, 2 training and 1 the test."""
     run({"A": {}}, ["dog"])
     [result] = run.folder.glob("*/result.json")
-    content = json.loads(result.read_text())
-    content["seconds"] = 103  # 100 for the start, 2 for training, 1 for the test
-    result.write_text(json.dumps(content))
-    run({"A": {}}, dry_run=True)  # cat has twice dog's training images: 100 + 2 * 2 + 1 s
-    assert run.lines[-1] == "Together 0:01:45 with --jobs 1."
-    run({"A": {}}, dry_run=True, jobs=5)
-    assert run.lines[-1] == "Together 0:00:21 with --jobs 5."
+    result.write_text(json.dumps({**json.loads(result.read_text()), "seconds": 103}))
+
+
+def test_the_budget_rests_on_finished_cells(run, measured):
+    run({"A": {}}, jobs=5)  # cat has twice dog's training images: 100 + 2 * 2 + 1 s
+    assert "Together 0:00:21 with --jobs 5." in run.lines
+
+
+def test_the_plan_shows_what_is_missing_and_how_long_cells_of_the_same_data_took(run, measured):
+    lines = run.plan({"A": {}, "B": {"k": 1}}, ["dog", "cat", "cow"], jobs=2)
+    assert lines[0] == "small: 6 cells, 1 finished."
+    assert set(map(str.strip, lines[1:6])) == {
+        "A | VOC | cat | seed 0", "A | VOC | cow | seed 0",
+        *(f"B | VOC | {name} | seed 0" for name in ("dog", "cat", "cow")),
+    }  # fmt: skip
+    assert "  A | VOC: 2 cell(s): 0:03:26, from 1 finished cell(s) of the same data" in lines
+    assert "  B | VOC: 3 cell(s): not measured yet" in lines
+    assert lines[-1] == "Together 0:01:43 with --jobs 2, and 3 cell(s) not measured yet."
+    assert run.plan({"A": {}}, ["dog"]) == ["small: 1 cells, 1 finished."]
+
+
+def test_a_dry_run_needs_no_gpu_no_weights_and_no_data(config, tmp_path, capsys):
+    file = config(accelerator="cuda", variables__root="/nowhere", models__DN2__init_args__weights="/nowhere/a.pth")
+    assert main(["benchmark", "run", str(file), "--dry-run", "--results", str(tmp_path / "results")]) == 0
+    assert "  Defend | VOC | dog | seed 0" in capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_line_wraps_on_a_terminal(run):
+    """A long error ends in an ellipsis; it is told in full after the bar."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=60)
+    cell = Cell("A", "VOC", "dog", 0, {}, {}, {}, "cpu")
+    display = driver._Display(Budget([]), {}, total=1, jobs=1, echo=print, console=console)
+    with display:
+        display.begin([cell])
+        display.end(cell, "ValueError: " + "long " * 30)
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", screen.getvalue())]
+    assert max(map(len, lines)) <= 60
+    [told] = [line.rstrip() for line in lines if "ValueError" in line]
+    assert told.endswith("…")
+    assert any("1/1" in line for line in lines)
 
 
 # ------------------------------------------------------------------------------------------ with real models and data
@@ -226,7 +271,7 @@ def config(tmp_path, voc):
 )
 def test_bad_input_is_refused_before_the_first_cell(config, tmp_path, capsys, changes, message):
     file = config(**changes)
-    assert main(["run", str(file), "--results", str(tmp_path / "results")]) == 2
+    assert main(["benchmark", "run", str(file), "--results", str(tmp_path / "results")]) == 2
     error = capsys.readouterr().err
     assert str(file) in error
     assert re.search(message, error)
@@ -234,30 +279,30 @@ def test_bad_input_is_refused_before_the_first_cell(config, tmp_path, capsys, ch
 
 
 def test_unknown_variable(config, tmp_path, capsys):
-    assert main(["run", str(config()), "--set", "rot=/x"]) == 2
+    assert main(["benchmark", "run", str(config()), "--set", "rot=/x"]) == 2
     assert "no 'rot', only root" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--set", "root"], "'root' is not NAME=VALUE"), (["--jobs", "0"], "--jobs: invalid"), (["--threads", "x"], "x")],
+    [(["--set", "root"], "NAME=VALUE: root"), (["--jobs", "0"], "PositiveInt"), (["--threads", "x"], "threads")],
 )
 def test_bad_options(config, capsys, arguments, message):
     with pytest.raises(SystemExit):
-        main(["run", str(config()), *arguments])
+        main(["benchmark", "run", str(config()), *arguments])
     assert message in capsys.readouterr().err
 
 
 def test_another_file_of_the_same_name_is_refused(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("anomalib_defend.benchmark.__main__.RESULTS", tmp_path / "runs")
+    monkeypatch.setattr("anomalib_defend.commands.benchmark.RESULTS", tmp_path / "runs")
     first = config()
     save(load(first), tmp_path / "runs" / "tiny")
     second = tmp_path / "other" / "tiny.yaml"
     second.parent.mkdir()
     second.write_text(first.read_text())
-    assert main(["run", str(second), "--dry-run"]) == 2
-    assert f"holds the results of {first}: name another folder" in capsys.readouterr().err
-    assert main(["run", str(first), "--dry-run"]) == 0
+    assert main(["benchmark", "run", str(second), "--dry-run"]) == 2
+    assert f"holds the results of {first}: name a folder" in capsys.readouterr().err
+    assert main(["benchmark", "run", str(first), "--dry-run"]) == 0
 
 
 def test_one_run_at_a_time_works_in_a_folder(run):
@@ -285,7 +330,7 @@ def test_cells_by_anomalibs_pipeline(config, tmp_path, capfd):
     """DN2, Defend and a cell that fails in fit, in processes of their own; and then only what has changed."""
     broken = {**yaml.safe_load(config().read_text())["models"]["Defend"], "trainer": {"max_epochs": 7}}
     results = tmp_path / "results"
-    arguments = ["run", str(config(models__Broken=broken)), "--results", str(results), "--jobs", "2"]
+    arguments = ["benchmark", "run", str(config(models__Broken=broken)), "--results", str(results), "--jobs", "2"]
     assert main(arguments) == 1
     assert "FAILED Broken | VOC | dog | seed 0: ValueError: " in capfd.readouterr().err
     for folder in results.glob("D*"):
@@ -306,7 +351,7 @@ def test_cells_by_anomalibs_pipeline(config, tmp_path, capfd):
     config()  # without the broken one
     assert main(arguments) == 0
     assert before == {path: path.stat().st_mtime for path in results.glob("*/result.json")}
-    assert main(["report", str(results), "--plots", str(tmp_path / "plots")]) == 0
+    assert main(["benchmark", "report", str(results), "--plots", str(tmp_path / "plots")]) == 0
     assert "| VOC | dog |" in capfd.readouterr().out
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"auroc.png", "difference.png", "cost.png"}
 
@@ -315,7 +360,7 @@ def test_cells_by_anomalibs_pipeline(config, tmp_path, capfd):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
 def test_a_killed_driver_leaves_no_cell_behind(config, tmp_path):
     results = tmp_path / "results"
-    command = [sys.executable, "-m", "anomalib_defend.benchmark", "run", str(config()), "--results", str(results)]
+    command = [sys.executable, "-m", "anomalib_defend", "benchmark", "run", str(config()), "--results", str(results)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for(lambda: list(results.glob("*/log.txt")), 60)
     process.send_signal(signal.SIGKILL)
@@ -345,5 +390,5 @@ def wait_for(condition, seconds):
 def test_a_gpu_that_is_not_there_is_refused(config, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert main(["run", str(config(accelerator="cuda"))]) == 2
+    assert main(["benchmark", "run", str(config(accelerator="cuda"))]) == 2
     assert "no GPU" in capsys.readouterr().err

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from anomalib_defend.benchmark.__main__ import main
-from anomalib_defend.benchmark.comparison.papers import figures
-from anomalib_defend.benchmark.comparison.plan import Cell, Comparison, save
-from anomalib_defend.benchmark.comparison.report import Table
-from anomalib_defend.benchmark.comparison.statistics import auroc, difference, pair
+from anomalib_defend.benchmark.papers import figures
+from anomalib_defend.benchmark.plan import Cell, Comparison, save
+from anomalib_defend.benchmark.report import Table
+from anomalib_defend.benchmark.statistics import auroc, difference, pair
+from anomalib_defend.commands import main
 
 
 def make_scores(seed, shift, images=200, noise=None):
@@ -95,7 +95,7 @@ def test_two_models_of_the_same_quality_are_not():
 
 
 def test_the_interval_is_that_of_a_plain_bootstrap(monkeypatch):
-    monkeypatch.setattr("anomalib_defend.benchmark.comparison.statistics.REPLICATES", 16000)
+    monkeypatch.setattr("anomalib_defend.benchmark.statistics.REPLICATES", 16000)
     ours, theirs = make_scores(0, 1.5, 80), make_scores(1, 1, 80)
     rng = np.random.default_rng(1)
     groups = [np.flatnonzero(ours.label == label) for label in (0, 1)]
@@ -157,7 +157,7 @@ def test_failed_and_missing_cells_are_shown(results, capsys):
     scores |= {("A", "dog", 0): "ValueError: no | such thing", ("A", "dog", 1): make_scores(2, 2)}
     scores |= {("A", "cat", 0): None, ("DN2", "cat", 0): make_scores(3, 1)}
     folder = results(scores)
-    assert main(["report", str(folder)]) == 0
+    assert main(["benchmark", "report", str(folder)]) == 0
     text = capsys.readouterr().out
     assert "5 of 6 cells" not in text
     assert "4 of 6 cells are finished" in text
@@ -216,5 +216,5 @@ def test_a_cell_in_several_folders_counts_once(results):
 
 
 def test_no_results(tmp_path, capsys):
-    assert main(["report", str(tmp_path)]) == 2
+    assert main(["benchmark", "report", str(tmp_path)]) == 2
     assert "holds no results" in capsys.readouterr().err

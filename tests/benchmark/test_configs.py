@@ -1,4 +1,4 @@
-"""Every comparison of the repository can be parsed, and its models and data can be built."""
+"""Every comparison of the package can be parsed, and its models and data can be built."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,13 @@ import timm
 import torch
 import yaml
 
-from anomalib_defend.benchmark.comparison.build import build, complete
-from anomalib_defend.benchmark.comparison.papers import figures
-from anomalib_defend.benchmark.comparison.plan import ComparisonError, load
+from anomalib_defend.benchmark.build import build, complete
+from anomalib_defend.benchmark.papers import figures
+from anomalib_defend.benchmark.plan import CONFIGS, ComparisonError, find, load
 from anomalib_defend.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
-FOLDER = Path(__file__).parents[2] / "configs" / "benchmark"
-FILES = sorted(FOLDER.glob("*.yaml"))
+FILES = sorted(CONFIGS.glob("*.yaml"))
+OURS = ("reduced", "digits", "photographs")  # those that the documentation shows
 COUNTS = {  # categories of each data set
     "CIFAR-10 uni-class": 10, "CIFAR-100 uni-class": 20, "Fashion-MNIST uni-class": 10, "CIFAR-10 splits": 4,
     "CIFAR-10 leave-one-out": 10, "Fashion-MNIST leave-one-out": 10, "MNIST leave-one-out": 10, "VOC uni-class": 20,
@@ -42,7 +42,7 @@ def test_it_parses_and_builds(file, monkeypatch):
         assert figures(table)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if "reduced" not in file.stem], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [file for file in FILES if not file.stem.startswith(OURS)], ids=lambda file: file.stem)
 def test_the_papers_tables_are_complete(file):
     comparison = load(file)
     for data in comparison.data:
@@ -55,7 +55,7 @@ def test_the_papers_tables_are_complete(file):
 
 
 def test_the_reduced_set_is_the_issues():
-    comparison = load(FOLDER / "reduced.yaml", {"voc": "/data/voc", "weights": "/w.pth"})
+    comparison = load(find("reduced"), {"voc": "/data/voc", "weights": "/w.pth"})
     cells = {(cell.model, cell.data, cell.category, cell.seed) for cell in comparison.cells}
     rows = {("VOC uni-class", name) for name in ("dog", "cat", "horse", "cow")} | {("VOC leave-one-out", "dog")}
     rows |= {("CIFAR-10 uni-class", name) for name in ("airplane", "cat", "ship")} | {("CIFAR-10 split", "01234")}
@@ -163,8 +163,24 @@ def test_no_such_file(tmp_path):
         load(tmp_path / "nowhere.yaml")
 
 
+def test_a_comparison_is_found_by_path_and_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find("reduced") == find("reduced.yaml") == CONFIGS / "reduced.yaml"
+    own = tmp_path / "reduced.yaml"
+    own.write_text("")
+    assert find("reduced.yaml").absolute() == own  # a file that is there comes first
+    assert find(str(own)) == own
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ComparisonError, match=r"Did you mean reduced .*The package has .*digits.*voc\."):
+        find("reducd")
+    with pytest.raises(ComparisonError, match="is no file"):
+        find("nowhere/reduced.yaml")
+
+
 def test_the_readmes_example_is_read(write):
-    (example,) = re.findall("```yaml\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall("```yaml\n(.*?)```", (CONFIGS / "README.md").read_text(), re.DOTALL)
     cells = load(write(example)).cells
     assert len(cells) == 2 * 2 * 3
     assert all(cell.model_settings["init_args"]["image_size"] == 224 for cell in cells)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,16 +28,30 @@ from .results import ERROR, LOG, Result, ResultError, finish, read_result
 COMMAND = [sys.executable, "-m", f"{__package__}.cell"]
 _QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
+Echo = Callable[[str], None]
+"""Takes the lines of output."""
 
-def run(
+_print: Echo = partial(print, flush=True)
+
+
+def show_plan(comparison: Comparison, folder: Path, jobs: int = 1, echo: Echo = _print) -> None:
+    """Say what would run, and how long it would take by the cells in ``folder``; needs no images, weights or GPU."""
+    missing, budget = _missing(comparison, folder)
+    echo(f"{comparison.name}: {len(comparison.cells)} cells, {len(comparison.cells) - len(missing)} finished.")
+    for cell in missing:
+        echo(f"  {cell}")
+    if missing:
+        _tell(budget, missing, {}, jobs, echo)
+
+
+def run_missing(
     comparison: Comparison,
     sizes: Mapping[str, Size],
     folder: Path,
     *,
     jobs: int = 1,
     threads: int = 1,
-    dry_run: bool = False,
-    echo: Callable[[str], None] = print,
+    echo: Echo = _print,
 ) -> dict[str, str]:
     """Run what is missing in ``folder``; finished cells stay, failed ones are tried again.
 
@@ -46,7 +61,6 @@ def run(
         folder: The results, one folder a cell.
         jobs: Number of cells side by side.
         threads: torch threads of each cell.
-        dry_run: Only say what would run, and how long it would take.
         echo: Takes the lines of output.
 
     Returns:
@@ -55,14 +69,9 @@ def run(
     Raises:
         ComparisonError: If another run is working in ``folder``.
     """
-    finished = {cell.key: read_result(folder / cell.folder, cell) for cell in comparison.cells}
-    budget = Budget((cell, result) for cell in comparison.cells if (result := finished[cell.key]) is not None)
-    missing = [cell for cell in comparison.cells if finished[cell.key] is None]
+    missing, budget = _missing(comparison, folder)
     pilots = budget.unknown(missing, sizes)
     echo(f"{comparison.name}: {len(comparison.cells)} cells, {len(comparison.cells) - len(missing)} finished.")
-    if dry_run:
-        for cell in missing:
-            echo(f"  {cell}")
     if not missing:
         return {}
     if pilots:
@@ -72,10 +81,8 @@ def run(
         )
         for cell in pilots:
             echo(f"  {cell}")
-    if dry_run or not pilots:
+    else:
         _tell(budget, missing, sizes, jobs, echo)
-    if dry_run:
-        return {}
     folder.mkdir(parents=True, exist_ok=True)
     rest = [cell for cell in missing if cell not in pilots]
     display = _Display(budget, sizes, len(missing), jobs, echo)
@@ -85,6 +92,13 @@ def run(
             _tell(budget, rest, sizes, jobs, display.echo)
         failed |= _run_all(rest, sizes, folder, jobs, threads, display)
     return failed
+
+
+def _missing(comparison: Comparison, folder: Path) -> tuple[list[Cell], Budget]:
+    """The cells that are to be run, and what the finished ones say about their time."""
+    results = {cell.key: read_result(folder / cell.folder, cell) for cell in comparison.cells}
+    budget = Budget((cell, result) for cell in comparison.cells if (result := results[cell.key]) is not None)
+    return [cell for cell in comparison.cells if results[cell.key] is None], budget
 
 
 @contextmanager
@@ -104,11 +118,11 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _tell(budget: Budget, cells: list[Cell], sizes: Mapping[str, Size], jobs: int, echo: Callable[[str], None]) -> None:
+def _tell(budget: Budget, cells: list[Cell], sizes: Mapping[str, Size], jobs: int, echo: Echo) -> None:
     echo(f"Time budget of {len(cells)} cells:")
     for line in budget.table(cells, sizes):
         echo(line)
-    known = [cell for cell in cells if budget.estimate(cell, sizes[cell.key]) is not None]
+    known = [cell for cell in cells if budget.estimate(cell, sizes.get(cell.key)) is not None]
     seconds = budget.seconds(known, sizes) or 0
     unknown = f"{len(cells) - len(known)} cell(s) not measured yet" if len(known) < len(cells) else ""
     together = f"Together {clock(seconds / jobs)} with --jobs {jobs}" if known else ""
@@ -119,19 +133,26 @@ class _Display:
     """One progress bar for all cells on a terminal, one line for each elsewhere."""
 
     def __init__(
-        self, budget: Budget, sizes: Mapping[str, Size], total: int, jobs: int, echo: Callable[[str], None]
+        self,
+        budget: Budget,
+        sizes: Mapping[str, Size],
+        total: int,
+        jobs: int,
+        echo: Echo,
+        console: Console | None = None,
     ) -> None:
         self._budget, self._sizes, self._total, self._jobs = budget, sizes, total, jobs
         self._left: list[Cell] = []
         self._done = 0
-        console = Console()
+        console = console or Console()
         self._progress = None
         self.echo = echo
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._progress = Progress(*columns, TextColumn("{task.fields[left]}"), console=console)
+            columns = (TextColumn("cells"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())
+            self._progress = Progress(*columns, TextColumn("{task.fields[left]}"), console=console, expand=True)
             self._task = self._progress.add_task("cells", total=total, left="")
-            self.echo = lambda line: console.print(line, markup=False, highlight=False)
+            # one line each, cut where the terminal ends; errors are told in full at the end
+            self.echo = partial(console.print, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
 
     def __enter__(self) -> None:
         if self._progress:

@@ -36,13 +36,20 @@ class Budget:
         """Take a finished cell in."""
         self._finished.setdefault(cell.variant, []).append((cell, result))
 
-    def estimate(self, cell: Cell, size: Size) -> Estimate | None:
-        """Seconds of a cell; ``None`` if nothing with its model settings has been measured."""
+    def estimate(self, cell: Cell, size: Size | None) -> Estimate | None:
+        """Seconds of a cell; ``None`` if no cell that could tell has been measured.
+
+        Without its ``size``, as long as the data have not been read, only cells of the same data can.
+        """
         finished = self._finished.get(cell.variant, [])
-        same = [result.seconds for other, result in finished if other.data == cell.data and result.size == vars(size)]
+        same = [
+            result.seconds
+            for other, result in finished
+            if other.data == cell.data and (size is None or result.size == vars(size))
+        ]
         if same:
-            return Estimate(mean(same), f"{len(same)} finished cell(s) of the same data and size")
-        if not finished:
+            return Estimate(mean(same), f"{len(same)} finished cell(s) of the same data{' and size' if size else ''}")
+        if not finished or size is None:
             return None
         cell, result = min(finished, key=lambda other: abs(math.log(_work(other[1].size) / _work(vars(size)))))
         return Estimate(_scale(result, size), f"{cell}, by images x pixels")
@@ -57,7 +64,7 @@ class Budget:
 
     def seconds(self, cells: Iterable[Cell], sizes: Mapping[str, Size]) -> float | None:
         """Seconds of all cells one after the other; ``None`` if a model has not been measured."""
-        estimates = [self.estimate(cell, sizes[cell.key]) for cell in cells]
+        estimates = [self.estimate(cell, sizes.get(cell.key)) for cell in cells]
         known = [estimate.seconds for estimate in estimates if estimate is not None]
         return sum(known) if len(known) == len(estimates) else None
 
@@ -68,11 +75,12 @@ class Budget:
             groups.setdefault((cell.model, cell.data), []).append(cell)
         lines = []
         for (model, data), group in groups.items():
-            first = self.estimate(group[0], sizes[group[0].key])
-            images = max(sizes[cell.key].train_images for cell in group)
+            first = self.estimate(group[0], sizes.get(group[0].key))
+            images = max((sizes[cell.key].train_images for cell in group if cell.key in sizes), default=None)
+            up_to = "" if images is None else f", up to {images} training images"
             total = self.seconds(group, sizes)
             time = "not measured yet" if total is None else f"{clock(total)}, from {first.basis if first else ''}"
-            lines.append(f"  {model} | {data}: {len(group)} cell(s), up to {images} training images: {time}")
+            lines.append(f"  {model} | {data}: {len(group)} cell(s){up_to}: {time}")
         return lines
 
 
