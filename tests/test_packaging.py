@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from anomalib_defend import commands
+from anomalib_defend._version import __version__
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,10 +24,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "anomalib_defend"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_BY_OTHERS = {"onnx", "onnxscript"}  # torch's exporter
+IMPORTED_BY_OTHERS = {"openvino", "onnx", "onnxscript"}  # by anomalib's and torch's exporters
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # not called like what is imported
 DOCUMENTS = [
     ROOT / "README.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(PACKAGE.rglob("*.md")),
     *sorted(PACKAGE.rglob("*.yaml")),
@@ -131,7 +134,7 @@ def told(pattern: str) -> list[tuple[str, str]]:
 
 
 # in a block of code, or between backquotes
-OURS = sorted(set(told(r"(?:(?<=\n)|(?<=`)|(?<=#   ))anomalib-defend +(?:benchmark|example)[^`\n]*")))
+OURS = sorted(set(told(r"(?:(?<=\n)|(?<=`)|(?<=#   ))anomalib-defend +(?:benchmark \w+|example) [^`\n]+")))
 
 
 @pytest.mark.parametrize(("document", "command"), OURS, ids=[command for _, command in OURS])
@@ -145,7 +148,7 @@ def test_the_documents_tell_our_commands() -> None:
 
 
 def test_modules_that_are_told_exist() -> None:
-    modules = told(r"python -m (?:anomalib_defend|measurements)[\w.]*") + told(r"\bmeasurements\.[a-z_.]+[a-z_]")
+    modules = told(r"python -m (?:anomalib_defend|measurements)(?:\.[a-z_]+)+")
     assert modules
     for document, command in modules:
         parts = command.removeprefix("python -m ").split(".")
@@ -159,3 +162,17 @@ def test_a_document_that_needs_a_clone_says_so() -> None:
         text = document.read_text(encoding="utf-8")
         if re.search(r"python -m measurements|--config configs/|--data configs/|\bmake [a-z]", text):
             assert re.search(r"\bclone\b", text), f"{document.relative_to(ROOT)} does not say that it needs a clone"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == __version__
+    assert citation["license"] == PROJECT["license"]
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        if document.suffix == ".md":
+            for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+                if "://" not in target:
+                    assert (document.parent / target).exists(), f"{document.relative_to(ROOT)}: {target}"
