@@ -15,7 +15,7 @@ FILES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.r
 
 TENSORS = {"torch", "torchvision", "timm", "einops", "safetensors", "huggingface_hub", "sklearn", "threadpoolctl"}
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
-DRIVERS = ("benchmark", "example")
+DRIVERS = ("benchmark", "example", "commands")
 # the part of a model that sees Lightning
 TRAINING = {"lightning_model.py", "training.py", "stages.py", "batches.py", "checkpoints.py"}
 
@@ -54,8 +54,8 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
     if part == "models" and Path(path).name in {"torch_model.py", "loss.py"}:
         folder = ".".join([NAME, *Path(path).parent.parts])
         return top in TENSORS or name == "anomalib.data.InferenceBatch" or within(name, *own("nn"), folder)
-    if within(name, *own(*DRIVERS)):  # the benchmark runs on the example too
-        return part in DRIVERS and (within(name, *own(part)) or part == "benchmark")
+    if within(name, *own(*DRIVERS)):  # a command drives the others
+        return part in DRIVERS and (within(name, *own(part)) or part == "commands")
     if top in LIGHTNING:
         return Path(path).name in TRAINING or part in {"pre_processing", "post_processing", *DRIVERS}
     if part == "data":
@@ -84,7 +84,8 @@ def test_imports_go_one_way(path: str) -> None:
         ("models/defend/lightning_model.py", f"{NAME}.example.scenes.load_part"),
         ("data/voc.py", f"{NAME}.models.Defend"),
         ("data/voc.py", "lightning.LightningDataModule"),
-        ("example/scenes.py", f"{NAME}.benchmark.tables"),
+        ("example/scenes.py", f"{NAME}.benchmark.report"),
+        ("benchmark/driver.py", f"{NAME}.commands.main"),
         ("_autoload.py", "torch"),
     ],
 )

@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from anomalib_defend.benchmark.build import build, complete
+from anomalib_defend.benchmark.expand import CONFIGS, find, load
 from anomalib_defend.benchmark.papers import figures
-from anomalib_defend.benchmark.plan import CONFIGS, ComparisonError, find, load
+from anomalib_defend.benchmark.plan import ComparisonError
 from anomalib_defend.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 FILES = sorted(CONFIGS.glob("*.yaml"))

@@ -21,7 +21,8 @@ from sklearn.metrics import roc_auc_score
 from anomalib_defend.benchmark import driver
 from anomalib_defend.benchmark.budget import Budget
 from anomalib_defend.benchmark.build import Size
-from anomalib_defend.benchmark.plan import Cell, ComparisonError, load, save
+from anomalib_defend.benchmark.expand import load
+from anomalib_defend.benchmark.plan import Cell, ComparisonError, save
 from anomalib_defend.commands import main
 from anomalib_defend.nn.vit import create_vit
 

@@ -16,7 +16,10 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt, restricted_string_type
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anomalib_defend.benchmark.plan import Comparison
+    from anomalib_defend.benchmark.report import Table
 
 RESULTS = Path("runs/benchmark")
 Assignment = restricted_string_type("NAME=VALUE", "^[^=]+=.*$")
@@ -61,7 +64,8 @@ def _run(options: Namespace) -> int:
     """Check everything, run what is missing, and tell what has failed."""
     from anomalib_defend.benchmark.build import check, complete  # noqa: PLC0415 - torch and anomalib
     from anomalib_defend.benchmark.driver import run_missing, show_plan  # noqa: PLC0415
-    from anomalib_defend.benchmark.plan import find, load, save  # noqa: PLC0415
+    from anomalib_defend.benchmark.expand import find, load  # noqa: PLC0415
+    from anomalib_defend.benchmark.plan import save  # noqa: PLC0415
 
     comparison = complete(load(find(options.comparison), dict(text.split("=", 1) for text in options.set)))
     folder = Path(options.results or RESULTS / comparison.name)
@@ -94,13 +98,7 @@ def _report(options: Namespace) -> int:
     """Write tables and plots."""
     from anomalib_defend.benchmark.report import Table  # noqa: PLC0415 - torch and anomalib
 
-    save_plots = None
-    if options.plots is not None:
-        try:
-            from anomalib_defend.benchmark.plots import save_plots  # noqa: PLC0415 - optional extra
-        except ModuleNotFoundError as error:
-            msg = f"--plots needs {error.name}: pip install 'anomalib-defend[benchmark]'"
-            raise ModuleNotFoundError(msg, name=error.name) from error
+    save_plots = None if options.plots is None else _import_plots()
     folders = [path if path.is_dir() else RESULTS / path.stem for path in map(Path, options.results)]
     table = Table(folders)
     print(f"What `run` has left in {', '.join(map(str, folders))}.", file=sys.stderr)
@@ -115,3 +113,12 @@ def _report(options: Namespace) -> int:
         for path in save_plots(table, Path(options.plots)):
             print(path)
     return 0
+
+
+def _import_plots() -> Callable[[Table, Path], list[Path]]:
+    try:
+        from anomalib_defend.benchmark.plots import save_plots  # noqa: PLC0415 - optional extra
+    except ModuleNotFoundError as error:
+        msg = f"--plots needs {error.name}: pip install 'anomalib-defend[benchmark]'"
+        raise ModuleNotFoundError(msg, name=error.name) from error
+    return save_plots
