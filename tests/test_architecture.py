@@ -55,7 +55,7 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
         folder = ".".join([NAME, *Path(path).parent.parts])
         return top in TENSORS or name == "anomalib.data.InferenceBatch" or within(name, *own("nn"), folder)
     if within(name, *own(*DRIVERS)):  # a command drives the others
-        return part in DRIVERS and (within(name, *own(part)) or part == "commands")
+        return within(name, *own(part)) if part in {"benchmark", "example"} else part in {"commands", "__main__.py"}
     if top in LIGHTNING:
         return Path(path).name in TRAINING or part in {"pre_processing", "post_processing", *DRIVERS}
     if part == "data":

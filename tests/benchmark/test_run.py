@@ -363,7 +363,7 @@ def test_a_killed_driver_leaves_no_cell_behind(config, tmp_path):
     results = tmp_path / "results"
     command = [sys.executable, "-m", "anomalib_defend", "benchmark", "run", str(config()), "--results", str(results)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(lambda: list(results.glob("*/log.txt")), 60)
+    wait_for(lambda: list(results.glob("*/log.txt")), 240)
     process.send_signal(signal.SIGKILL)
     process.wait()
     [folder] = [path.parent for path in results.glob("*/log.txt")]
