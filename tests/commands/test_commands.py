@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -46,17 +46,16 @@ except SystemExit as end:
 
 def test_help_takes_less_than_a_second():
     command = [sys.executable, "-m", "anomalib_defend", "--help"]
-    seconds = []
-    for _ in range(3):  # the fastest: other processes slow it down
-        start = time.perf_counter()
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1
+    subprocess.run(command, capture_output=True, check=True)  # compiles the files, as an installation does
+    before = os.times()
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    after = os.times()  # CPU time: other processes do not count
+    assert sum(after[2:4]) - sum(before[2:4]) < 1
     assert all(name in printed for name in COMMANDS)
 
 
 def test_every_command_is_a_module_with_the_two_functions():
-    files = {name for name in os.listdir(os.path.dirname(commands.__file__)) if name.endswith(".py")}  # noqa: PTH208, PTH120
+    files = {path.name for path in Path(commands.__file__).parent.glob("*.py")}
     assert files == {"__init__.py", *(f"{name}.py" for name in COMMANDS)}
     for name in COMMANDS:
         module = importlib.import_module(f"anomalib_defend.commands.{name}")
