@@ -56,7 +56,7 @@ $(AUDIT)/bin/pip-audit: | $(AUDIT)/bin/python
 
 quickstart: $(VENV)/.installed-quickstart
 	@rm -rf $(RUN)
-	$(BIN)/python -m anomalib_defend.example --root $(RUN)/data
+	$(BIN)/anomalib-defend example --root $(RUN)/data
 	$(BIN)/anomalib train --config configs/quickstart.yaml 2>&1 | tee $(RUN)/train.log
 	$(BIN)/anomalib export --model Defend --export_type openvino --export_root $(RUN)/openvino \
 	    --ckpt_path "$$(find $(RUN) -name '*.ckpt' -print -quit)"

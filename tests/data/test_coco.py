@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_defend.benchmark.coco_reading import make_folder, read_annotations, read_samples
 from anomalib_defend.data import SemanticCOCO, coco
+from measurements.coco_reading import make_folder, read_annotations, read_samples
 from miniatures import COCO_LABELS, md5_of, write_coco
 
 DOG = {*range(1, 11)}
