@@ -20,6 +20,7 @@ Importing this package imports nothing else: the public names below are resolved
 TYPE_CHECKING = False  # typing's own constant costs an import of typing, at every start of the interpreter
 if TYPE_CHECKING:
     from anomalib_defend.data import (
+        PredictFolder,
         SemanticCIFAR10,
         SemanticCIFAR100,
         SemanticCOCO,
@@ -37,6 +38,7 @@ _EXPORTS = {
     "DN2": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
     "Fitymi": "anomalib_defend.models",
+    "PredictFolder": "anomalib_defend.data",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
     "SemanticCOCO": "anomalib_defend.data",
@@ -51,6 +53,7 @@ __all__ = [
     "ARNet",
     "Defend",
     "Fitymi",
+    "PredictFolder",
     "SemanticCIFAR10",
     "SemanticCIFAR100",
     "SemanticCOCO",
