@@ -97,7 +97,7 @@ class SemanticCOCO(SemanticDataModule):
         images: list[AnnotatedImage] = []
         for name, split in _SPLITS.items():
             path, folder = parts[f"annotations/instances_{name}{self.year}.json"], parts[f"{name}{self.year}"]
-            categories, labels = _read_instances(path)
+            categories, labels = read_instances(path)
             renamed = [str(number) for number in categories.keys() & ids.keys() if categories[number] != ids[number]]
             if renamed:
                 msg = f"{path} has other names for categories {shortened(sorted(renamed))} than the file for training."
@@ -205,8 +205,12 @@ def _names_by_id(entries: Iterable[tuple[_Id, str]], field: str, path: Path) -> 
     return names
 
 
-def _read_instances(path: Path) -> tuple[dict[int | str, str], dict[str, set[str]]]:
-    """Return the names of the categories by number, and those of each image file."""
+def read_instances(path: Path) -> tuple[dict[int | str, str], dict[str, set[str]]]:
+    """Return the names of the categories by number, and those of each image file.
+
+    Raises:
+        ValueError: If the file is malformed, or its ids do not fit together; the message has the place.
+    """
     content = _decode(path)
     names = _names_by_id(((category.id, str(category.name)) for category in content.categories), "categories", path)
     files = _names_by_id(((image.id, image.file_name) for image in content.images), "images", path)

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
 from pandas import DataFrame
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_defend.data.dataset import (
@@ -195,6 +196,15 @@ class SemanticDataModule(AnomalibDataModule):
         )
         samples = make_samples(annotations.images, normal)
         return samples[(samples["split"] == "test") & (samples["label"] == "normal")]["image_path"].tolist()
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the loader of the test images, as all of anomalib's datamodules do, and say that it is one of them."""
+        logger.warning(
+            "predict scores the %d test images of %s. To score every image of a folder, pass PredictFolder.",
+            len(self.test_data),
+            self.name,
+        )
+        return super().predict_dataloader()
 
     def _annotations(self) -> Annotations:
         """Return what the format reads, under the rules for names: without hidden files, categories composed."""
