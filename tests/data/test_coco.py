@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -213,6 +214,45 @@ def test_what_pycocotools_reads_is_read(tmp_path, variant):
     assert ids(build(root).train_data) == expected
     assert ids(build(root, 18).train_data) == expected
     assert ids(build(root, "cell phone").test_data, label=0) == {106}
+
+
+def umlauts(name, form):
+    """A file name that is the same one in every Unicode form."""
+    return normalize(form, f"ü/é{name}")
+
+
+@pytest.mark.parametrize("where", ["images", "lists", "one list's categories", "root", "nothing"])
+def test_names_in_another_unicode_form(tmp_path, where):
+    listed = "NFD" if where == "lists" else "NFC"
+
+    def rename(content):
+        for item in content["images"]:
+            item["file_name"] = umlauts(item["file_name"], listed)
+        content["categories"][1]["name"] = normalize(listed, "Kühe")
+
+    root = rewritten(write_coco(tmp_path / "Rücken"), rename)
+    if where == "one list's categories":
+        path = root / "annotations" / "instances_val2017.json"
+        path.write_text(path.read_text().replace("K\\u00fche", "Ku\\u0308he"))
+    for path in list(root.glob("*2017/*.jpg")):
+        target = path.parent / umlauts(path.name, "NFD" if where == "images" else "NFC")
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    if where == "root":
+        root.rename(tmp_path / normalize("NFD", root.name))
+    datamodule = build(root, normalize("NFD", "Kühe"))
+    assert len(datamodule.train_data) + len(datamodule.val_data) == 10
+    assert list(datamodule.test_data.samples.label).count("normal") == 3
+    assert len(datamodule.test_data) == 8
+
+
+def test_back_slashes_are_told(tmp_path):
+    def rename(content):
+        for item in content["images"]:
+            item["file_name"] = f"images\\{item['file_name']}"
+
+    with pytest.raises(FileNotFoundError, match=r"images are missing from .*Write / instead of \\ in the list"):
+        build(rewritten(write_coco(tmp_path), rename))
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,32 @@ def test_whatever_the_names(names):
         expected = {str(Path(folder, f"{name}.png")) for name in names if not is_hidden(f"{name}.png")}
         if expected:
             assert set(scored(folder)) == expected
+
+
+def test_on_the_command_line(tmp_path, monkeypatch):
+    """A folder whose name anomalib refuses, a file whose name is not UTF-8, and one that is broken."""
+    from anomalib.cli.cli import AnomalibCLI
+    from anomalib.models import Padim
+
+    found = []
+    monkeypatch.setattr(Padim, "on_predict_batch_end", lambda _, outputs, *rest: found.extend(outputs.image_path))
+    monkeypatch.chdir(tmp_path)
+    stock = [
+        "--model",
+        "Padim",
+        "--model.backbone",
+        "resnet18",
+        "--model.pre_trained",
+        "false",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    data = f"--data SemanticFolder --data.root {write_folder(tmp_path / 'mine')} --data.category dog".split()
+    run = AnomalibCLI(["train", *stock, *data, "--data.num_workers", "0"])
+    folder = write_folder(tmp_path / "größe", ["a", "b"], number=3)
+    Image.new("RGB", (9, 9)).save(folder / os.fsdecode(b"St\xfcck.png"))
+    (folder / "a" / "01.png").write_bytes(b"")
+    data = ["--data", "PredictFolder", "--data.root", "größe", "--data.num_workers", "0"]
+    AnomalibCLI(["predict", *stock, *data, "--ckpt_path", run.engine.best_model_path])
+    names = ["a/00.png", "a/02.png", "b/00.png", "b/01.png", "b/02.png", "St\udcfcck.png"]
+    assert sorted(found) == sorted(f"größe/{name}" for name in names)

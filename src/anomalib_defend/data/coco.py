@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import Source, fetch_folder
-from anomalib_defend.data.file_names import is_hidden, to_text
+from anomalib_defend.data.file_names import category_name, composed, is_hidden, to_text
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
 from anomalib_defend.data.text_files import read_utf8
@@ -98,6 +98,7 @@ class SemanticCOCO(SemanticDataModule):
         for name, split in _SPLITS.items():
             path, folder = parts[f"annotations/instances_{name}{self.year}.json"], parts[f"{name}{self.year}"]
             categories, labels = read_instances(path)
+            categories = {number: category_name(name) for number, name in categories.items()}
             renamed = [str(number) for number in categories.keys() & ids.keys() if categories[number] != ids[number]]
             if renamed:
                 msg = f"{path} has other names for categories {shortened(sorted(renamed))} than the file for training."
@@ -196,7 +197,7 @@ def _names_by_id(entries: Iterable[tuple[_Id, str]], field: str, path: Path) -> 
     """Return the name of each id; one that comes twice has the same name."""
     names: dict[_Id, str] = {}
     for index, (number, name) in enumerate(entries):
-        if names.setdefault(number, name) != name:
+        if composed(names.setdefault(number, name)) != composed(name):
             msg = (
                 f"{path} has several names for one id, at $.{field}[{index}]: {number!r} is {to_text(names[number])!r} "
                 f"and {to_text(name)!r}. {_ADVICE}"

@@ -23,7 +23,7 @@ from anomalib_defend.data.dataset import (
     warn_of_rotation,
 )
 from anomalib_defend.data.drawing import permutation, subsample
-from anomalib_defend.data.file_names import category_name, is_hidden, to_text
+from anomalib_defend.data.file_names import category_name, is_hidden, on_disk, to_text
 from anomalib_defend.data.protocol import (
     Annotations,
     Setting,
@@ -119,7 +119,7 @@ class SemanticDataModule(AnomalibDataModule):
             val_split_ratio=val_split_ratio,
             seed=seed,
         )
-        self.root = Path(root).expanduser()
+        self.root = on_disk(Path(root).expanduser())
         categories = [category] if isinstance(category, str | int) else category
         self.categories = sorted({category_name(str(name)) for name in categories})
         self.setting = setting
