@@ -23,6 +23,7 @@ TYPE_CHECKING = False  # typing's own constant costs an import of typing, at eve
 if TYPE_CHECKING:
     from anomalib_defend._version import __version__
     from anomalib_defend.data import (
+        PredictFolder,
         SemanticCIFAR10,
         SemanticCIFAR100,
         SemanticCOCO,
@@ -38,6 +39,7 @@ _EXPORTS = {
     "DN2": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
     "Fitymi": "anomalib_defend.models",
+    "PredictFolder": "anomalib_defend.data",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
     "SemanticCOCO": "anomalib_defend.data",
@@ -53,6 +55,7 @@ __all__ = [
     "ARNet",
     "Defend",
     "Fitymi",
+    "PredictFolder",
     "SemanticCIFAR10",
     "SemanticCIFAR100",
     "SemanticCOCO",
