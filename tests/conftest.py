@@ -7,8 +7,14 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
 
 import miniatures
+
+# HYPOTHESIS_PROFILE=thorough looks longer; both try the same cases in every run
+settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=500, deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # the models are tiny: threads that wait for each other on a busy machine cost more than they bring
 torch.set_num_threads(1)

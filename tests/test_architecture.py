@@ -55,9 +55,7 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
     if top in sys.stdlib_module_names:
         return True
     if path in {"_autoload.py", "__init__.py"}:  # run at every start of the interpreter
-        return path == "__init__.py" and within(
-            name, *own("data", "models", "_version")
-        )  # the former for type checkers
+        return path == "__init__.py" and within(name, *own("data", "models", "_version"))  # for type checkers
     if part == "nn":
         return top in ARITHMETIC or within(name, *own("nn"))
     if part == "models" and Path(path).name in NETWORKS:
@@ -66,8 +64,10 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
             or name == "anomalib.data.InferenceBatch"
             or within(name, *own("nn"), folder)
         )
-    if within(name, *own(*PROGRAMS)):
-        return part in PROGRAMS or (path, name) == ("models/__init__.py", f"{NAME}.example.encoder")
+    if within(name, *own(*PROGRAMS)):  # a command drives the others
+        if part in {"benchmark", "example"}:
+            return within(name, *own(part))
+        return part in {"commands", "__main__.py"} or (path, name) == ("models/__init__.py", f"{NAME}.example.encoder")
     if top in LIGHTNING:
         return part in {"pre_processing", "post_processing", *PROGRAMS} or path.startswith("models/components/")
     if part == "data":
@@ -106,6 +106,8 @@ def test_imports_go_one_way(path: str) -> None:
         ("data/voc.py", f"{NAME}.models.Defend"),
         ("data/voc.py", "lightning.LightningDataModule"),
         ("post_processing/metrics.py", f"{NAME}.benchmark.plan"),
+        ("example/scenes.py", f"{NAME}.benchmark.report"),
+        ("benchmark/driver.py", f"{NAME}.commands.main"),
     ],
 )
 def test_the_rules_forbid(path: str, name: str) -> None:

@@ -40,11 +40,19 @@ class Environment:
         assert result.returncode == 0, result.stderr
 
     def run(self, code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run code in a folder outside the checkout."""
+        return self._run([self.python, "-c", code, *arguments])
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``anomalib-defend`` there."""
+        return self._run([self.python.parent / "anomalib-defend", *arguments])
+
+    def _run(self, command: list[str | Path]) -> subprocess.CompletedProcess[str]:
         clean = {
             key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "ANOMALIB_DEFEND_AUTOLOAD"}
         }
         result = subprocess.run(
-            [self.python, "-c", code, *arguments],
+            command,
             capture_output=True, text=True, cwd=self.path, env=clean, check=False, timeout=500,
         )  # fmt: skip
         assert result.returncode == 0, result.stdout + result.stderr
@@ -73,17 +81,32 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_wheel_ships_the_package_with_its_data(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
     source = ROOT / "src"
-    files = [
-        file for file in (source / "anomalib_defend").rglob("*") if file.suffix in {".py", ".safetensors", ".typed"}
-    ]
-    assert {file.relative_to(source).as_posix() for file in files} | {AUTOLOAD} <= names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"anomalib_defend", AUTOLOAD}
+    suffixes = {".py", ".safetensors", ".typed", ".yaml", ".md"}
+    files = {file.relative_to(source).as_posix() for file in source.rglob("*") if file.suffix in suffixes}
+    assert "anomalib_defend/benchmark/configs/reduced.yaml" in files
+    metadata = {name for name in names if name.startswith("anomalib_defend-")}
+    assert names - metadata == files | {AUTOLOAD}  # and nothing else: no test, no measurement
+    assert {name.rpartition("/")[2] for name in metadata} == {
+        "METADATA", "RECORD", "WHEEL", "LICENSE", "entry_points.txt",
+    }  # fmt: skip
 
 
 def test_package_comes_from_where_it_was_installed(installed: Environment) -> None:
     source = ROOT / "src" if installed.path.parent.name.startswith("editable") else installed.site_packages
     found = installed.run("import anomalib_defend; print(anomalib_defend.__file__)").stdout.strip()
     assert Path(found) == source / "anomalib_defend" / "__init__.py"
+
+
+def test_the_comparisons_are_found_by_name_outside_a_checkout(installed: Environment) -> None:
+    printed = installed.command("benchmark", "run", "digits", "--dry-run").stdout
+    assert printed.startswith("digits: 15 cells, 0 finished.")
+    assert "Defend, random teacher | Digits | three | seed 4" in printed
+
+
+def test_the_example_is_written_outside_a_checkout(installed: Environment) -> None:
+    printed = installed.command("example", "--root", "digits").stdout
+    assert "440 scenes" in printed
+    assert (installed.path / "digits" / "VOC2012").is_dir()
 
 
 @pytest.mark.slow

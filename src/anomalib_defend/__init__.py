@@ -14,16 +14,16 @@ Reading order, along the path that an image takes:
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
    ``models.arnet`` (restoration): each with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling)
-7. ``benchmark`` (comparisons)
+7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
 """
 
-from ._version import __version__
-
 TYPE_CHECKING = False  # typing's own constant costs an import of typing, at every start of the interpreter
 if TYPE_CHECKING:
+    from anomalib_defend._version import __version__
     from anomalib_defend.data import (
+        PredictFolder,
         SemanticCIFAR10,
         SemanticCIFAR100,
         SemanticCOCO,
@@ -39,6 +39,7 @@ _EXPORTS = {
     "DN2": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
     "Fitymi": "anomalib_defend.models",
+    "PredictFolder": "anomalib_defend.data",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
     "SemanticCOCO": "anomalib_defend.data",
@@ -46,6 +47,7 @@ _EXPORTS = {
     "SemanticFolder": "anomalib_defend.data",
     "SemanticMNIST": "anomalib_defend.data",
     "SemanticVOC": "anomalib_defend.data",
+    "__version__": "anomalib_defend._version",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "ARNet",
     "Defend",
     "Fitymi",
+    "PredictFolder",
     "SemanticCIFAR10",
     "SemanticCIFAR100",
     "SemanticCOCO",

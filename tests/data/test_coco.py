@@ -1,14 +1,16 @@
 """COCO: both years, its settings, numbers and crowds, its places on disk, files that are wrong, its download."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
-from anomalib_defend.benchmark.coco_reading import make_folder, read_annotations, read_samples
 from anomalib_defend.data import SemanticCOCO, coco
+from measurements.coco_reading import make_folder, read_annotations, read_samples
 from miniatures import COCO_LABELS, md5_of, write_coco
 
 DOG = {*range(1, 11)}
@@ -111,18 +113,20 @@ def edited(root, **changes):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "truncated"),
-        (b'{"images": [{"id": 1, "file_', "truncated"),
-        (b"<html>", "malformed"),
+        (b"", "no JSON, or truncated .*line 1, column 1"),
+        (b'{"images": [\n{"id": 1, "file_', "no JSON, or truncated .*line 2, column 11"),
+        (b"<html>", "no JSON"),
         (b"[]", "Expected `object`, got `array`"),
+        (b'{"images": [], "annotations": [], "categories": [], "info": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"images": [], "categories": []}', "missing required field `annotations`"),
-        (b'{"images": [{"id": 1, "file_name": "\xff"}]}', "utf-8"),
+        (b'{"images": [{"id": true, "file_name": "a"}]}', r"got `bool` - at `\$\.images\[0\]\.id`"),
     ],
 )
 def test_a_file_of_another_kind(tmp_path, content, message):
     (write_coco(tmp_path) / "annotations" / "instances_val2017.json").write_bytes(content)
     with pytest.raises(
-        ValueError, match=rf"instances_val2017\.json is not a COCO instances file: .*{message}.*Replace"
+        ValueError,
+        match=rf"instances_val2017\.json is not a COCO instances file: .*{message}.*Correct it .* official archive",
     ):
         build(tmp_path)
 
@@ -134,13 +138,23 @@ def test_a_file_of_another_kind(tmp_path, content, message):
             {"annotations": [{"id": 7, "image_id": 101, "caption": "a dog"}]},
             r"field `category_id` - at `\$.annotations\[0",
         ),
-        ({"annotations": [{"image_id": "101", "category_id": 18}]}, r"got `str` - at `\$.annotations\[0\].image_id"),
         (
-            {"annotations": [{"image_id": 5, "category_id": 18}]},
-            r"val2017\.json has annotations of an unknown image 5\.",
+            {"annotations": [{"image_id": "101", "category_id": 18}]},
+            r"val2017\.json has annotations of unknown ids: image '101' \(\$\.annotations\[0\]\)\. Ids as text",
         ),
-        ({"annotations": [{"image_id": 101, "category_id": 2}]}, "has annotations of an unknown category 2"),
-        ({"images": [{"id": 101, "file_name": name} for name in "ab"], "annotations": []}, "several images of one id"),
+        (
+            {"annotations": [{"image_id": 101, "category_id": 18}, {"image_id": 5, "category_id": 18}]},
+            r"val2017\.json has annotations of unknown ids: image 5 \(\$\.annotations\[1\]\)\. Correct",
+        ),
+        ({"annotations": [{"image_id": 101, "category_id": 2}]}, r"unknown ids: category 2 \(\$\.annotations\[0\]\)"),
+        (
+            {"images": [{"id": 101, "file_name": name} for name in "ab"], "annotations": []},
+            r"val2017\.json has several names for one id, at \$\.images\[1\]: 101 is 'a' and 'b'",
+        ),
+        (
+            {"categories": [{"id": 1, "name": name} for name in ("dog", "cat")], "annotations": []},
+            r"several names for one id, at \$\.categories\[1\]: 1 is 'dog' and 'cat'",
+        ),
         (
             {"categories": [{"id": 1, "name": "dog"}], "annotations": []},
             r"val.*other names for categories 1 than .*train",
@@ -151,6 +165,112 @@ def test_contents_that_are_wrong(tmp_path, changes, message):
     edited(write_coco(tmp_path), **changes)
     with pytest.raises(ValueError, match=message):
         build(tmp_path)
+
+
+def rewritten(root, change=lambda _: None, encode=lambda text: text.encode()):
+    """Change both instances files, as another tool would have written them."""
+    for path in (root / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_bytes(encode(json.dumps(content)))
+    return root
+
+
+def with_ids(convert):
+    def change(content):
+        for item in content["annotations"]:
+            item["image_id"], item["category_id"] = convert(item["image_id"]), convert(item["category_id"])
+        for item in content["images"] + content["categories"]:
+            item["id"] = convert(item["id"])
+
+    return change
+
+
+def float_annotations(content):
+    for item in content["annotations"]:
+        item["image_id"], item["category_id"] = float(item["image_id"]), float(item["category_id"])
+
+
+def twice(content):
+    content["images"] *= 2
+    content["categories"] *= 2
+
+
+VARIANTS = {
+    "NaN in a field that is not used": lambda content: content["annotations"][0].update(area=float("nan")),
+    "Infinity": lambda content: content["annotations"][0].update(bbox=[float("inf"), -float("inf"), 1, 1]),
+    "ids are text": with_ids(str),
+    "ids are floats": with_ids(float),
+    "ids of annotations are floats": float_annotations,
+    "every entry twice": twice,
+    "entries without what is not used": lambda content: [item.pop("bbox") for item in content["annotations"]],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_pycocotools_reads_is_read(tmp_path, variant):
+    expected = ids(build(write_coco(tmp_path / "as published")).train_data)
+    root = rewritten(write_coco(tmp_path / "rewritten"), VARIANTS[variant])
+    assert ids(build(root).train_data) == expected
+    assert ids(build(root, 18).train_data) == expected
+    assert ids(build(root, "cell phone").test_data, label=0) == {106}
+
+
+def umlauts(name, form):
+    """A file name that is the same one in every Unicode form."""
+    return normalize(form, f"ü/é{name}")
+
+
+@pytest.mark.parametrize("where", ["images", "lists", "one list's categories", "root", "nothing"])
+def test_names_in_another_unicode_form(tmp_path, where):
+    listed = "NFD" if where == "lists" else "NFC"
+
+    def rename(content):
+        for item in content["images"]:
+            item["file_name"] = umlauts(item["file_name"], listed)
+        content["categories"][1]["name"] = normalize(listed, "Kühe")
+
+    root = rewritten(write_coco(tmp_path / "Rücken"), rename)
+    if where == "one list's categories":
+        path = root / "annotations" / "instances_val2017.json"
+        path.write_text(path.read_text().replace("K\\u00fche", "Ku\\u0308he"))
+    for path in list(root.glob("*2017/*.jpg")):
+        target = path.parent / umlauts(path.name, "NFD" if where == "images" else "NFC")
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    if where == "root":
+        root.rename(tmp_path / normalize("NFD", root.name))
+    datamodule = build(root, normalize("NFD", "Kühe"))
+    assert len(datamodule.train_data) + len(datamodule.val_data) == 10
+    assert list(datamodule.test_data.samples.label).count("normal") == 3
+    assert len(datamodule.test_data) == 8
+
+
+def test_back_slashes_are_told(tmp_path):
+    def rename(content):
+        for item in content["images"]:
+            item["file_name"] = f"images\\{item['file_name']}"
+
+    with pytest.raises(FileNotFoundError, match=r"images are missing from .*Write / instead of \\ in the list"):
+        build(rewritten(write_coco(tmp_path), rename))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-8-sig", r"line 1: .*byte order mark \(BOM\) of UTF-8.*without BOM"),
+        ("utf-16", r"line 1: .*BOM\) of UTF-16.*iconv -f UTF-16"),
+        ("utf-16-le", "line 1, byte 2: a zero byte, as UTF-16"),
+        ("latin-1", r"line 1, byte \d+: the byte 0xfc is not UTF-8.*iconv -f latin1"),
+    ],
+)
+def test_other_encodings_are_refused_with_the_way_out(tmp_path, encoding, message):
+    def encode(text):
+        return text.replace("000000000018", "St\u00fcck").encode(encoding)
+
+    root = rewritten(write_coco(tmp_path), lambda content: content["annotations"][0].update(area=math.nan), encode)
+    with pytest.raises(ValueError, match=rf"instances_train2017\.json, {message}"):
+        build(root)
 
 
 @pytest.fixture

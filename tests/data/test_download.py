@@ -133,9 +133,21 @@ def test_a_zip_with_a_link_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as file:
         file.writestr("data/good", "text")
         file.writestr(link, "../..")
-    with pytest.raises(RuntimeError, match=r"it is not safe: data/evil \(a link"):
+    with pytest.raises(RuntimeError, match="it is not safe: data/evil is a link"):
         unpack(tmp_path / "archive.zip", tmp_path)
     assert everything_below(tmp_path) == {"archive.zip"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_plain_file_may_be_named_like_a_link(tmp_path, kind):
+    name = "notes (a link)"
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "archive", "w") as file:
+            file.writestr(name, "text")
+    else:
+        tar_of(tmp_path / "archive", member(name))
+    unpack(tmp_path / "archive", tmp_path)
+    assert (tmp_path / name).read_text() == "text"
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not an archive</html>", b"PK\x03\x04 truncated"])

@@ -1,8 +1,12 @@
 """What holds for every datamodule, setting and kind of novel image."""
 
+import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import anomalib_defend.data
 import miniatures
@@ -67,3 +71,92 @@ def test_novel_images_of_another_data_set(name, write, tmp_path):
 def test_an_unknown_category_is_refused_with_the_list(name, write):
     with pytest.raises(ValueError, match=r"unknown 'zebra'.* Available are: \S+"):
         prepared(name, write(name), category="zebra")
+
+
+@pytest.fixture
+def distinct(write):
+    """Write a data set of which no two images have the same bytes, and return its root."""
+
+    def write_data(name):
+        root = write(name)
+        data = prepared(name, root)
+        for number, path in enumerate(path for part in PARTS for path in images(data, part)):
+            pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+        return root
+
+    return write_data
+
+
+def leaking(name, root):
+    """A training image and a test image of the data set, each with a normal category."""
+    data = prepared(name, root)
+    test = data.test_data.samples
+    return data.train_data.samples.image_path[0], test.image_path[test.label_index == 0].iloc[0]
+
+
+@everywhere
+@pytest.mark.parametrize("kind", ["link", "hard link", "link to another folder's name"])
+def test_a_test_image_that_is_a_training_image_never_leaks(name, kind, distinct, tmp_path):
+    root = distinct(name)
+    train, test = map(Path, leaking(name, root))
+    target = train
+    if kind == "link to another folder's name":
+        (tmp_path / "other name").symlink_to(train.parent)
+        target = tmp_path / "other name" / train.name
+    test.unlink()
+    (os.link if kind == "hard link" else os.symlink)(target, test)
+    if name != "SemanticFolder":  # which splits files, not names
+        with pytest.raises(ValueError, match=rf"1 image\(s\) are for training and for test .*would leak.*{test.name}"):
+            prepared(name, root)
+        return
+    data = prepared(name, root)
+    files = [{os.stat(path).st_ino for path in images(data, part)} for part in PARTS]  # noqa: PTH116
+    assert len(set.union(*files)) == sum(map(len, files)) == 13  # 8 dogs, 6 for the test, one of them twice
+
+
+@everywhere
+def test_copies_are_counted_or_refused(name, distinct, caplog):
+    root = distinct(name)
+    caplog.clear()
+    prepared(name, root, on_duplicates="raise")
+    assert "same bytes" not in caplog.text
+    train, test = leaking(name, root)
+    shutil.copy(train, test)
+    counted = r"2 of \d+ images have the same bytes as another one"
+    leaking_ones = rf"1 test image\(s\) are copies of training images, so the test leaks: {test} = {train}"
+    with pytest.raises(ValueError, match=rf"{counted}.*{leaking_ones}.*on_duplicates='warn'"):
+        prepared(name, root, on_duplicates="raise")
+    data = prepared(name, root)
+    assert test in images(data, "test_data")
+    assert "1 test image(s) are copies of training images, so the test leaks" in caplog.text
+    with pytest.raises(ValueError, match="on_duplicates must be one of warn, raise, got 'skip'"):
+        prepared(name, root, on_duplicates="skip")
+
+
+@everywhere
+def test_hidden_twins_are_no_data(name, write):
+    """What a Mac, Windows and a Synology server leave beside every file."""
+    root = write(name)
+    data = prepared(name, root)
+    expected = {part: images(data, part) for part in PARTS}
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        for folder in ("@eaDir", "__MACOSX", ".thumbnails"):
+            (path.parent / folder).mkdir(exist_ok=True)
+            shutil.copy(path, path.parent / folder)
+        for file in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+            (path.parent / file).write_bytes(b"\0")
+    again = prepared(name, root)
+    assert {part: images(again, part) for part in PARTS} == expected
+
+
+@pytest.mark.parametrize("name", [name for name in miniatures.WRITERS if name not in {"SemanticVOC", "SemanticCOCO"}])
+def test_names_that_are_not_utf8(name, write):
+    root = write(name)
+    prepared(name, root)
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        path.rename(path.with_name(os.fsdecode(b"St\xfcck%d.png" % number)))
+    data = prepared(name, root)
+    assert all("St\udcfcck" in path for part in PARTS for path in images(data, part))
+    assert len(next(iter(data.test_dataloader())).image) == min(32, len(data.test_data))

@@ -3,13 +3,18 @@
 import logging
 import os
 import shutil
+import tempfile
 import unicodedata
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from names import file_names
 from PIL import Image
 
 from anomalib_defend.data import SemanticFolder
+from anomalib_defend.data.file_names import category_name, is_hidden
 from miniatures import write_folder
 
 NAMES = ("cat", "dog", "fox")
@@ -246,3 +251,42 @@ def test_an_empty_category_is_named_as_empty(tmp_path):
     with pytest.raises(ValueError, match=r"category: 'bird' has 0 train image\(s\)"):
         build(tmp_path, "bird")
     assert build(tmp_path, "dog").num_normal_categories == 1
+
+
+@given(st.dictionaries(file_names, st.sets(file_names, min_size=3, max_size=5), min_size=1, max_size=3))
+def test_whatever_the_names(folders):
+    """Every image that is not hidden is used once, in training or test, under its category's name."""
+    with tempfile.TemporaryDirectory() as root:
+        expected = {}
+        for category, names in folders.items():
+            Path(root, category).mkdir()
+            for name in names:
+                Image.new("RGB", (1, 1)).save(Path(root, category, f"{name}.png"), format="PNG")
+                if not is_hidden(category) and not is_hidden(f"{name}.png"):
+                    expected.setdefault(category_name(category), set()).add(str(Path(root, category, f"{name}.png")))
+        expected = {category: paths for category, paths in expected.items() if len(paths) > 2}
+        for category, paths in expected.items():
+            datamodule = build(root, category)
+            samples = [data.samples for data in (datamodule.train_data, datamodule.val_data, datamodule.test_data)]
+            used = [path for frame in samples for path in frame.image_path[frame.label == "normal"]]
+            assert len(used) == len(paths)
+            assert set(used) == paths
+            assert datamodule.category.encode("utf-8")
+
+
+def test_other_formats_are_counted(root, caplog):
+    for name in ("a.heic", "b.HEIC", "c.jfif", "notes.txt", "._d.heic"):
+        (root / "cat" / name).write_bytes(b"photo")
+    build(root)
+    assert "3 file(s) in" in caplog.text
+    assert "(2 .heic, 1 .jfif)" in caplog.text
+
+
+def test_a_category_that_links_to_another_one(root, caplog):
+    """Its images are the same ones: normal under both names, split alike, and said to be."""
+    (root / "hound").symlink_to(root / "dog")
+    (root / "cat" / "more").symlink_to(root / "dog")
+    datamodule = build(root, "hound")
+    assert len(files(datamodule.train_data, datamodule.val_data)) == 8
+    assert len(files(datamodule.test_data, label=0)) == 2
+    assert "listed images are files that another path leads to" in caplog.text

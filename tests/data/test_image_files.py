@@ -105,6 +105,13 @@ def test_a_rotation_is_told(tmp_path, caplog):
     assert "file.jpg" in caplog.text
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_pillow_applies_the_orientation_of_a_tiff(tmp_path, caplog, compression):
+    picture().save(tmp_path / "file.tif", tiffinfo={274: 6}, compression=compression)
+    assert read(tmp_path).shape == (3, 12, 8)
+    assert "rotation" not in caplog.text
+
+
 @pytest.mark.parametrize("size", [(1, 1), (10_000, 50), (1, 300)])
 def test_extreme_sizes(tmp_path, size):
     picture(size=size).save(tmp_path / "file.png")

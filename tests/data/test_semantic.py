@@ -36,8 +36,8 @@ def images(tmp_path: Path) -> list[AnnotatedImage]:
         ("test_both", {"cat", "dog"}, "test"),
         ("test_none", set(), "test"),
     ]
-    for name, _, _ in rows:
-        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")  # upstream's synthetic anomalies fail below
+    for index, (name, _, _) in enumerate(rows):  # upstream's synthetic anomalies fail below 64 pixels
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(tmp_path / f"{name}.png")
     return [AnnotatedImage(str(tmp_path / f"{name}.png"), frozenset(held), split) for name, held, split in rows]
 
 

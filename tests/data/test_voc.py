@@ -134,10 +134,10 @@ def test_annotation_files_that_are_missing_or_bad(tmp_path: Path, write_voc: Wri
     (devkit / "Annotations").mkdir()
     (devkit / "Annotations" / "s00.xml").write_text("<annotation><object>")
     (devkit / "Annotations" / "s01.xml").write_text("<annotation/>")
-    with pytest.raises(ValueError, match=r"s00\.xml is not a valid XML"):
+    with pytest.raises(ValueError, match=r"s00\.xml is not an XML annotation file .*line 1, column 20"):
         build(tmp_path)
     (devkit / "Annotations" / "s00.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>')
-    with pytest.raises(ValueError, match=r"s00\.xml: a DOCTYPE is not allowed"):
+    with pytest.raises(ValueError, match=r"s00\.xml.*a DOCTYPE is not allowed"):
         build(tmp_path)
 
 

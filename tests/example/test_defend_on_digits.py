@@ -7,8 +7,8 @@ import yaml
 from anomalib.engine import Engine
 
 from anomalib_defend import Defend, SemanticVOC
-from anomalib_defend.benchmark.export import VARIANTS, compare
 from anomalib_defend.example.scenes import write_voc
+from measurements.export import VARIANTS, compare
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

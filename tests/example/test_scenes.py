@@ -14,7 +14,6 @@ import timm
 import torch
 from PIL import Image
 
-from anomalib_defend.example import __main__ as command
 from anomalib_defend.example.encoder import MODEL_NAME, WEIGHTS
 from anomalib_defend.example.pretrain import as_tensors, evaluate, initialise, logits
 from anomalib_defend.example.scenes import CATEGORIES, Part, compose_scene, draw_classes, load_part, write_voc
@@ -120,14 +119,6 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_unknown_digit_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'ten' is not a digit"):
         write_voc(tmp_path, normal="ten")
-
-
-def test_command_says_where_and_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["--root", str(tmp_path), "--category", "seven"])
-    printed = capsys.readouterr().out
-    assert "440 scenes (400 with 'seven')" in printed
-    assert "200 scenes (100 with 'seven')" in printed
-    assert f"--data.root {tmp_path / 'VOC2012'} --data.category seven" in printed
 
 
 def test_teacher_is_created_offline_with_timm_options() -> None:

@@ -13,7 +13,7 @@ from anomalib.models.components import AnomalibModule
 from PIL import Image
 
 from anomalib_defend import Defend, SemanticVOC
-from anomalib_defend.benchmark.export import F32, compare, engine_scores, openvino_scores
+from measurements.export import F32, compare, engine_scores, openvino_scores
 
 pytest.importorskip("openvino")
 

@@ -1,20 +1,19 @@
 """Class folders, ``<category>/<image>``: how they are read, and how a data set in few big files becomes some, once."""
 
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
-from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import scratch_folder
+from anomalib_defend.data.file_names import category_name, is_hidden
+from anomalib_defend.data.image_files import list_images, warn_of_other_formats
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
 
@@ -33,43 +32,21 @@ class LabelledPixels(NamedTuple):
     classes: list[str]
 
 
-def image_files(folder: Path) -> list[str]:
-    """Return the images in a folder and all folders below it, sorted; hidden files and folders are ignored.
-
-    Links are followed, but no folder is entered twice.
-    """
-    found: list[str] = []
-    entered: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        if os.path.realpath(parent) in entered:
-            folders.clear()
-            continue
-        entered.add(os.path.realpath(parent))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(parent, name) for name in files if is_image(name)]  # noqa: PTH118 - 70,000 times
-    return sorted(found)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def is_image(name: str) -> bool:
-    """Return whether a file name is one of an image that anomalib reads."""
-    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-
-
 def read_class_folders(folder: Path) -> ClassFolders:
     """Return the images of each sub-folder; hidden ones and those without images are no categories.
 
-    Names are in Unicode's composed form (NFC), as keyboards write them, also where an archive made on a Mac has left
-    them decomposed.
+    Names are as ``category_name`` gives them, also where an archive made on a Mac has left them decomposed.
     """
     found: ClassFolders = {}
+    other_formats: list[str] = []
     for path in sorted(folder.iterdir()):
-        files = image_files(path) if path.is_dir() and not path.name.startswith(".") else []
-        if files:
-            found.setdefault(normalize("NFC", path.name), []).extend(files)
+        if is_hidden(path.name) or not path.is_dir():
+            continue
+        listing = list_images(path)
+        other_formats += listing.other_formats
+        if listing.images:
+            found.setdefault(category_name(path.name), []).extend(listing.images)
+    warn_of_other_formats(other_formats, folder)
     return found
 
 
@@ -191,7 +168,9 @@ class ClassFolderDataModule(SemanticDataModule):
         self._check_classes(folder, splits)
         found = {category_of[name] for folders in splits.values() for name in folders}
         order = list(dict.fromkeys(category_of.values()))
-        ids = {number: name for number, name in enumerate(order) if name in found and name != str(number)}
+        ids: dict[int | str, str] = {
+            number: name for number, name in enumerate(order) if name in found and name != str(number)
+        }
         logger.info("%s from %s.", self.title, folder)
         return Annotations(sorted(found), annotated_images(splits, category_of), ids)
 

@@ -1,6 +1,8 @@
 """COCO 2014 and 2017, and data sets in their layout."""
 
+import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,8 +11,10 @@ from msgspec import Struct
 
 from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import Source, fetch_folder
+from anomalib_defend.data.file_names import category_name, composed, is_hidden, to_text
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
+from anomalib_defend.data.text_files import read_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -89,11 +93,12 @@ class SemanticCOCO(SemanticDataModule):
             ValueError: If a file is malformed, or the two number their categories differently.
         """
         parts = self._parts()
-        ids: dict[int, str] = {}
+        ids: dict[int | str, str] = {}
         images: list[AnnotatedImage] = []
         for name, split in _SPLITS.items():
             path, folder = parts[f"annotations/instances_{name}{self.year}.json"], parts[f"{name}{self.year}"]
-            categories, labels = _read_instances(path)
+            categories, labels = read_instances(path)
+            categories = {number: category_name(name) for number, name in categories.items()}
             renamed = [str(number) for number in categories.keys() & ids.keys() if categories[number] != ids[number]]
             if renamed:
                 msg = f"{path} has other names for categories {shortened(sorted(renamed))} than the file for training."
@@ -110,7 +115,8 @@ class SemanticCOCO(SemanticDataModule):
             lacking = ", ".join(f"{base / name} (in {_URL}/{archive})" for name, archive in missing.items())
             found = f"lacks {lacking}" if self.root.is_dir() else f"is no folder; it needs {lacking}"
             msg = (
-                f"No COCO data: root={str(self.root)!r} {found}. Pass download=True, or unpack the archives in {base}."
+                f"No COCO data: root={str(self.root)!r} {found}. Pass download=True, or unpack the archives in {base}; "
+                "data of your own in COCO's layout needs the same names."
             )
             raise FileNotFoundError(msg)
         return parts
@@ -120,10 +126,14 @@ class SemanticCOCO(SemanticDataModule):
         archives = _archives(self.year)
         for base in (self.root / "coco", self.root):
             places = [(name, path) for name in archives for path in (base / "images" / name, base / name)]
-            found = {name: path for name, path in places if path.is_file() or (path.is_dir() and any(path.iterdir()))}
+            found = {name: path for name, path in places if path.is_file() or _has_files(path)}
             if found:
                 break
         return base, found, {name: archive for name, archive in archives.items() if name not in found}
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and not all(is_hidden(path.name) for path in folder.iterdir())
 
 
 def _archives(year: int) -> dict[str, str]:
@@ -133,19 +143,22 @@ def _archives(year: int) -> dict[str, str]:
     return files | {f"{name}{year}": f"zips/{name}{year}.zip" for name in _SPLITS}
 
 
+_Id = int | float | str  # pycocotools takes whatever a dictionary takes
+
+
 class _Image(Struct):
-    id: int
+    id: _Id
     file_name: str
 
 
 class _Annotation(Struct):
-    image_id: int
-    category_id: int
+    image_id: _Id
+    category_id: _Id
 
 
 class _Category(Struct):
-    id: int
-    name: str
+    id: _Id
+    name: str | int | float
 
 
 class _Instances(Struct):
@@ -156,24 +169,72 @@ class _Instances(Struct):
     categories: list[_Category]
 
 
-def _read_instances(path: Path) -> tuple[dict[int, str], dict[str, set[str]]]:
-    """Return the names of the categories by number, and those of each image file."""
+_ADVICE = "Correct it where it was exported; if it is COCO's own, replace it by that of the official archive."
+
+
+def _decode(path: Path) -> _Instances:
+    """Read what pycocotools reads, which is what Python's ``json`` does: NaN and Infinity too."""
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=_Instances)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"{path} is not a COCO instances file: {error}. Replace it by that of the official archive."
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Instances)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # standard JSON it is not
+            return msgspec.convert(json.loads(read_utf8(path)), _Instances)
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg}, line {error.lineno}, column {error.colno}"
+        msg = f"{path} is not a COCO instances file: it is no JSON, or truncated ({problem}). {_ADVICE}"
         raise ValueError(msg) from error
-    names = {category.id: category.name for category in content.categories}
-    files = {image.id: image.file_name for image in content.images}
-    unknown_images = {annotation.image_id for annotation in content.annotations} - files.keys()
-    unknown_categories = {annotation.category_id for annotation in content.annotations} - names.keys()
-    wrong = [f"annotations of an unknown image {number}" for number in sorted(unknown_images)]
-    wrong += [f"annotations of an unknown category {number}" for number in sorted(unknown_categories)]
-    wrong += ["several images of one id"] * (len(files) < len(content.images))
-    if wrong:
-        msg = f"{path} has {shortened(wrong)}. Correct it, or replace it by that of the official archive."
-        raise ValueError(msg)
+    except msgspec.ValidationError as error:
+        msg = f"{path} is not a COCO instances file: {error}. {_ADVICE}"
+        raise ValueError(msg) from error
+    except RecursionError as error:
+        msg = f"{path} is not a COCO instances file: its values are nested too deeply. {_ADVICE}"
+        raise ValueError(msg) from error
+
+
+def _names_by_id(entries: Iterable[tuple[_Id, str]], field: str, path: Path) -> dict[_Id, str]:
+    """Return the name of each id; one that comes twice has the same name."""
+    names: dict[_Id, str] = {}
+    for index, (number, name) in enumerate(entries):
+        if composed(names.setdefault(number, name)) != composed(name):
+            msg = (
+                f"{path} has several names for one id, at $.{field}[{index}]: {number!r} is {to_text(names[number])!r} "
+                f"and {to_text(name)!r}. {_ADVICE}"
+            )
+            raise ValueError(msg)
+    return names
+
+
+def read_instances(path: Path) -> tuple[dict[int | str, str], dict[str, set[str]]]:
+    """Return the names of the categories by number, and those of each image file.
+
+    Raises:
+        ValueError: If the file is malformed, or its ids do not fit together; the message has the place.
+    """
+    content = _decode(path)
+    names = _names_by_id(((category.id, str(category.name)) for category in content.categories), "categories", path)
+    files = _names_by_id(((image.id, image.file_name) for image in content.images), "images", path)
     labels: dict[str, set[str]] = {file: set() for file in files.values()}
-    for annotation in content.annotations:
-        labels[files[annotation.image_id]].add(names[annotation.category_id])
-    return names, labels
+    unknown: dict[str, str] = {}  # what it is: where it is
+    for index, annotation in enumerate(content.annotations):
+        if annotation.image_id not in files:
+            unknown.setdefault(f"image {annotation.image_id!r}", f"$.annotations[{index}]")
+        elif annotation.category_id not in names:
+            unknown.setdefault(f"category {annotation.category_id!r}", f"$.annotations[{index}]")
+        else:
+            labels[files[annotation.image_id]].add(names[annotation.category_id])
+    if unknown:
+        wrong = shortened(f"{what} ({place})" for what, place in unknown.items())
+        hint = " Ids as text and ids as numbers are different." if any("'" in what for what in unknown) else ""
+        msg = f"{path} has annotations of unknown ids: {wrong}.{hint} {_ADVICE}"
+        raise ValueError(msg)
+    return {_number(number): name for number, name in names.items()}, labels
+
+
+def _number(number: _Id) -> int | str:
+    """Return a category's id as it is typed: 18, also where the file has 18.0 or "18"."""
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    text = str(number)
+    return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text

@@ -1,7 +1,8 @@
 """Images with image-level labels; a missing or unreadable file is named."""
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,11 @@ from pandas import DataFrame
 from PIL import ExifTags, Image
 from rich.progress import track
 from torchvision.transforms.v2 import Transform
+
+from anomalib_defend.data.file_names import to_text
+from anomalib_defend.data.same_files import File
+
+logger = logging.getLogger(__name__)
 
 READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # SyntaxError: Pillow on a broken PNG
 
@@ -44,22 +50,30 @@ class SemanticDataset(AnomalibDataset):
             return super().__getitem__(index)
         except READ_ERRORS as error:
             path = self.samples.iloc[index].image_path
-            msg = f"Cannot read image {path} ({error}). Replace the file, or leave it out with on_error='skip'."
+            msg = (
+                f"Cannot read image {to_text(path)} ({error}). Replace the file, or leave it out with on_error='skip'."
+            )
             raise OSError(msg) from error
 
 
-def check_files(paths: list[str]) -> None:
-    """Check that all files exist, without opening them.
+def refuse_missing(paths: list[str], files: Mapping[str, File]) -> None:
+    """Refuse paths that lead to no file.
+
+    Args:
+        paths: The images that are used.
+        files: What ``find_files`` has found.
 
     Raises:
         FileNotFoundError: If files are missing; the message has their number, folders and first names.
     """
-    missing = [Path(path) for path in paths if not Path(path).exists()]
+    missing = [path for path in paths if path not in files]
     if missing:
-        folders = ", ".join(sorted({str(path.parent) for path in missing})[:3])
+        folders = shortened_paths(sorted({str(Path(path).parent) for path in missing}))
+        backward = os.sep == "/" and any("\\" in path for path in missing)
+        advice = " Write / instead of \\ in the list." if backward else ""
         msg = (
             f"{len(missing)} of {len(paths)} images are missing from {folders}: "
-            f"{shortened(path.name for path in missing)}. Put the files there."
+            f"{shortened_paths(Path(path).name for path in missing)}. Put the files there.{advice}"
         )
         raise FileNotFoundError(msg)
 
@@ -87,6 +101,18 @@ def inspect_files(paths: list[str], *, decode: bool) -> Findings:
     return Findings(unusable, [path for path, (_, rotated) in found.items() if rotated])
 
 
+def warn_of_rotation(rotated: list[str], number: int) -> None:
+    """Say how many of the images would be upright in another viewer."""
+    if rotated:
+        logger.warning(
+            "%d of %d images ask for a rotation in their EXIF data, which anomalib does not apply: %s. Rotate the "
+            "files (mogrify -auto-orient) if upright images matter.",
+            len(rotated),
+            number,
+            shortened_paths(rotated),
+        )
+
+
 def _inspect(path: str, *, decode: bool) -> tuple[str, bool]:
     """Return why a file cannot be used, or "", and whether it asks for a rotation."""
     try:
@@ -110,3 +136,8 @@ def shortened(names: Iterable[str], number: int = 3) -> str:
     """Return the first names, comma-separated, with dots for the others."""
     names = list(names)
     return ", ".join(names[:number]) + (", ..." if len(names) > number else "")
+
+
+def shortened_paths(paths: Iterable[str], number: int = 3) -> str:
+    """Return the first paths, as text that can be written everywhere."""
+    return shortened(map(to_text, paths), number)

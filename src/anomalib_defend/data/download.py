@@ -7,7 +7,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -19,7 +19,6 @@ from torchvision.datasets.utils import check_integrity
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = 60  # seconds without a byte
-_LINK = " (a link)"
 _TAR_FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not in Python 3.10.0-11
 
 
@@ -129,22 +128,25 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                links = {info.filename for info in file.infolist() if stat.S_ISLNK(info.external_attr >> 16)}
-                _check_members(name + (_LINK if name in links else "") for name in file.namelist())
+                _check_members((info.filename, stat.S_ISLNK(info.external_attr >> 16)) for info in file.infolist())
                 file.extractall(folder)  # noqa: S202 - checked
         else:
             with tarfile.open(archive) as tar:
                 members = tar.getmembers()
-                _check_members(member.name + ("" if member.isfile() or member.isdir() else _LINK) for member in members)
+                _check_members((member.name, not (member.isfile() or member.isdir())) for member in members)
                 tar.extractall(folder, members, **_TAR_FILTER)  # noqa: S202 - checked
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
         msg = f"{archive} cannot be unpacked ({error}). Remove it to download it again."
         raise RuntimeError(msg) from error
 
 
-def _check_members(names: Iterator[str]) -> None:
-    for name in names:
+def _check_members(members: Iterable[tuple[str, bool]]) -> None:
+    """Refuse members that would be written elsewhere, given by name and whether each is a link or a device."""
+    for name, is_link in members:
         path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or name.endswith(_LINK) or ":" in path.parts[0]:
-            msg = f"it is not safe: {name}"
+        if is_link:
+            msg = f"it is not safe: {name} is a link or a device"
+            raise ValueError(msg)
+        if path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]:
+            msg = f"it is not safe: {name} lies outside of the folder"
             raise ValueError(msg)

@@ -9,11 +9,13 @@ from anomalib_defend.data.class_folders import (
     Split,
     annotated_images,
     has_both_splits,
-    is_image,
     read_class_folders,
 )
-from anomalib_defend.data.dataset import shortened
-from anomalib_defend.data.protocol import Annotations, Setting, permutation
+from anomalib_defend.data.dataset import shortened_paths
+from anomalib_defend.data.drawing import permutation
+from anomalib_defend.data.file_names import is_image, on_disk
+from anomalib_defend.data.protocol import Annotations, Setting
+from anomalib_defend.data.same_files import find_files
 from anomalib_defend.data.semantic import SemanticDataModule
 
 _LAYOUTS = "root/<category>/<image>, which is split automatically, or root/{train,test}/<category>/<image>"
@@ -23,8 +25,9 @@ class SemanticFolder(SemanticDataModule):
     """Your own images, ``root/<category>/<image>`` or ``root/{train,test}/<category>/<image>``.
 
     Folders inside of a category are part of it. Hidden files, other files than images, and folders without images are
-    ignored. With ``train`` and ``test``, what else lies in ``root`` is ignored, and a category that is in ``test`` only
-    is novel in ``uni_class``.
+    ignored; images in formats that anomalib does not read (.heic, .jfif ...) are counted in a warning. An image that is
+    linked into several categories belongs to all of them. With ``train`` and ``test``, what else lies in ``root`` is
+    ignored, and a category that is in ``test`` only is novel in ``uni_class``.
 
     Args:
         root: Folder of the categories, or of ``train`` and ``test``.
@@ -71,7 +74,7 @@ class SemanticFolder(SemanticDataModule):
         categories = {name for folders in splits.values() for name in folders}
         images = annotated_images(splits, {name: name for name in categories})
         places = [self.root / split for split in SPLITS] if has_both_splits(self.root) else [self.root]
-        empty = {name for name in self.categories for place in places if (place / name).is_dir()} - categories
+        empty = {name for name in self.categories for place in places if on_disk(place / name).is_dir()} - categories
         return Annotations(sorted(categories | empty), images)  # a chosen one without images is refused as such
 
     def _check_single_split(self) -> None:
@@ -90,14 +93,20 @@ class SemanticFolder(SemanticDataModule):
         if self.seed is None and self.test_split_ratio < 1:
             msg = "seed=None would draw other test images for the test than for the training. Give a seed."
             raise ValueError(msg)
-        splits: dict[Split, ClassFolders] = {"train": {}, "test": {}}
+        files = find_files(path for paths in categories.values() for path in paths)
+        drawn: dict[object, Split] = {}  # a file that is linked into two categories has one split
+        splits: dict[Split, ClassFolders] = {split: {name: [] for name in categories} for split in SPLITS}
         for name, paths in categories.items():
             num_test = len(paths)
             if self.test_split_ratio < 1:
                 num_test = min(max(round(len(paths) * self.test_split_ratio), 1), len(paths) - 1)
             order = permutation(len(paths), self.seed)
-            splits["test"][name] = [paths[index] for index in order[:num_test]]
-            splits["train"][name] = [paths[index] for index in order[num_test:]]
+            for rank, index in enumerate(order):
+                path = paths[index]
+                split = drawn.setdefault(
+                    files[path].key if path in files else path, "test" if rank < num_test else "train"
+                )
+                splits[split][name].append(path)
         return splits
 
 
@@ -105,7 +114,7 @@ def _read_categories(folder: Path) -> ClassFolders:
     loose = sorted(path.name for path in folder.iterdir() if path.is_file() and is_image(path.name))
     if loose:
         msg = (
-            f"{len(loose)} image(s) lie in {folder} itself and not in a category: {shortened(loose)}. Expected "
+            f"{len(loose)} image(s) lie in {folder} itself and not in a category: {shortened_paths(loose)}. Expected "
             f"{_LAYOUTS}. Move them into the folder of their category, or elsewhere."
         )
         raise ValueError(msg)

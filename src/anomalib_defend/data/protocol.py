@@ -1,14 +1,15 @@
 """The semantic novelty protocol as pure functions: categories + setting -> normal and novel images."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
-import torch
 from anomalib.data.utils import LabelName
 from pandas import DataFrame, concat
 
-from anomalib_defend.data.dataset import shortened
+from anomalib_defend.data.dataset import shortened_paths
+from anomalib_defend.data.file_names import category_name
+from anomalib_defend.data.same_files import File
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,22 @@ class Annotations(NamedTuple):
 
     categories: Collection[str]
     images: list[AnnotatedImage]
-    ids: Mapping[int, str] = {}
+    ids: Mapping[int | str, str] = {}
+
+
+def with_category_names(annotations: Annotations) -> Annotations:
+    """Return the annotations with every category's name in the form of ``category_name``.
+
+    One that is called ``Größe`` in two Unicode forms is one category.
+    """
+    names = {name for image in annotations.images for name in image.categories}
+    if all(category_name(name) == name for name in names.union(annotations.categories, annotations.ids.values())):
+        return annotations
+    images = [
+        image._replace(categories=frozenset(map(category_name, image.categories))) for image in annotations.images
+    ]
+    ids = {number: category_name(name) for number, name in annotations.ids.items()}
+    return Annotations(sorted(set(map(category_name, annotations.categories))), images, ids)
 
 
 def resolve_categories(chosen: Iterable[str], annotations: Annotations) -> list[str]:
@@ -40,7 +56,8 @@ def resolve_categories(chosen: Iterable[str], annotations: Annotations) -> list[
     names, ids = set(annotations.categories), {str(number): name for number, name in annotations.ids.items()}
     unknown = [name for name in chosen if name not in names and name not in ids]
     if unknown:
-        listed = [f"{number} {name}" for number, name in sorted(annotations.ids.items())] or sorted(names)
+        numbered = sorted(annotations.ids.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+        listed = [f"{number} {name}" for number, name in numbered] or sorted(names)
         msg = f"category: unknown {', '.join(map(repr, unknown))}. Available are: {', '.join(listed)}."
         raise ValueError(msg)
     return sorted({name if name in names else ids[name] for name in chosen})
@@ -91,13 +108,47 @@ def make_samples(images: Iterable[AnnotatedImage], normal: Collection[str]) -> D
     if in_both:
         msg = (
             f"{len(in_both)} image(s) are listed for training and for test, so the test would leak: "
-            f"{', '.join(sorted(in_both)[:3])}. Remove them from one of the two lists."
+            f"{shortened_paths(sorted(in_both))}. Remove them from one of the two."
         )
         raise ValueError(msg)
 
     paths = sorted(path for path, split in splits.items() if split == "test" or path in normal_paths)
     labels = [LabelName.NORMAL if path in normal_paths else LabelName.ABNORMAL for path in paths]
     return _frame(paths, [splits[path] for path in paths], labels)
+
+
+def one_row_a_file(samples: DataFrame, files: Mapping[str, File]) -> DataFrame:
+    """Return the frame with each file once, as it is spelled on disk, whatever paths lead to it.
+
+    A test image is normal if it is normal under one of its paths: it holds what all of them say. Paths that lead to
+    nothing stay as they are.
+
+    Args:
+        samples: Frame as ``make_samples`` returns it.
+        files: What the paths lead to, as ``find_files`` returns it.
+
+    Raises:
+        ValueError: If a file is used for training and for test.
+    """
+    rows: dict[Hashable, tuple[str, str, str]] = {}  # of each file: its path as listed, split and label
+    leaks: list[str] = []
+    for path, split, label in zip(samples["image_path"], samples["split"], samples["label"], strict=True):
+        key = files[path].key if path in files else path
+        first, first_split, first_label = rows.setdefault(key, (path, split, label))
+        if split != first_split:
+            leaks.append(f"{path} = {first}")
+        elif label == "normal" != first_label:
+            rows[key] = (first, split, label)
+    if leaks:
+        msg = (
+            f"{len(leaks)} image(s) are for training and for test under two paths that lead to the same file (by a "
+            "link, '..' or a second name of a folder), so the test would leak: "
+            f"{shortened_paths(leaks)}. Remove them from one of the two."
+        )
+        raise ValueError(msg)
+    found = sorted((files[path].path if path in files else path, split, label) for path, split, label in rows.values())
+    labels = [LabelName.NORMAL if label == "normal" else LabelName.ABNORMAL for _, _, label in found]
+    return _frame([path for path, _, _ in found], [split for _, split, _ in found], labels)
 
 
 def _frame(paths: list[str], splits: list[str], labels: list[LabelName]) -> DataFrame:
@@ -123,11 +174,40 @@ def replace_novel(samples: DataFrame, novel_paths: list[str]) -> DataFrame:
     kept = samples[samples["label"] == "normal"]
     both = sorted(set(kept["image_path"]) & set(novel_paths))
     if both or not novel_paths:
-        problem = f"{len(both)} image(s) are normal here: {shortened(both)}" if both else "it has no such test image"
+        problem = (
+            f"{len(both)} image(s) are normal here: {shortened_paths(both)}" if both else "it has no such test image"
+        )
         msg = f"novel_dataset: cannot take novel test images from it, {problem}. Choose another category of it."
         raise ValueError(msg)
     novel = _frame(novel_paths, ["test"] * len(novel_paths), [LabelName.ABNORMAL] * len(novel_paths))
     return concat([kept, novel]).sort_values("image_path", ignore_index=True)  # both have the same attrs
+
+
+def describe_duplicates(samples: DataFrame, groups: list[list[str]]) -> str:
+    """Say in a sentence or more how many images have the same bytes as others, or "" if none has.
+
+    Args:
+        samples: The images that are used.
+        groups: Those with the same bytes, as ``equal_files`` returns them.
+    """
+    if not groups:
+        return ""
+    rows = dict(zip(samples["image_path"], zip(samples["split"], samples["label"], strict=True), strict=True))
+
+    def examples(chosen: list[list[str]]) -> str:
+        return shortened_paths(" = ".join(group[:2]) for group in chosen)
+
+    msg = f"{sum(map(len, groups))} of {len(rows)} images have the same bytes as another one: {examples(groups)}."
+    leaks = [sorted(group, key=lambda path: rows[path][0]) for group in groups]  # test before train
+    leaks = [group for group in leaks if rows[group[0]][0] != rows[group[-1]][0]]
+    copies = sum(rows[path][0] == "test" for group in leaks for path in group)
+    if copies:
+        ends = [[group[0], group[-1]] for group in leaks]
+        msg += f" {copies} test image(s) are copies of training images, so the test leaks: {examples(ends)}."
+    both = [group for group in groups if len({rows[path][1] for path in group}) > 1]
+    if both:
+        msg += f" {len(both)} of them are normal under one name and novel under another: {examples(both)}."
+    return msg
 
 
 def check_counts(annotations: Annotations, chosen: Collection[str], setting: Setting) -> None:
@@ -177,23 +257,3 @@ def check_splits(samples: DataFrame, chosen: Collection[str], setting: Setting, 
                 f"among the {len(test)} test images. Available are: {', '.join(sorted(available))}."
             )
             raise ValueError(msg)
-
-
-def subsample(samples: DataFrame, split: str, limit: int | None, seed: int | None) -> DataFrame:
-    """Draw ``limit`` rows of a split, keeping the proportion of normal to novel and at least one of each."""
-    rows = samples[samples["split"] == split]
-    if limit is None or limit >= len(rows):
-        return samples
-    shuffled = rows.iloc[permutation(len(rows), seed)]
-    normal, novel = (shuffled[shuffled["label"] == label].index.tolist() for label in ("normal", "novel"))
-    num_normal = limit
-    if novel:
-        num_normal = min(max(round(limit * len(normal) / len(rows)), 1), limit - 1)
-    dropped = normal[num_normal:] + novel[limit - num_normal :]
-    return samples.drop(index=dropped).reset_index(drop=True)
-
-
-def permutation(length: int, seed: int | None) -> list[int]:
-    """Return the numbers below ``length`` in an order that the seed decides; ``None`` draws a new one."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return torch.randperm(length, generator=generator).tolist()

@@ -11,25 +11,38 @@ from typing import Literal, get_args
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
 from pandas import DataFrame
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from anomalib_defend.data.dataset import SemanticDataset, check_files, inspect_files, shortened
+from anomalib_defend.data.dataset import (
+    SemanticDataset,
+    inspect_files,
+    refuse_missing,
+    shortened,
+    shortened_paths,
+    warn_of_rotation,
+)
+from anomalib_defend.data.drawing import permutation, subsample
+from anomalib_defend.data.file_names import category_name, is_hidden, on_disk, to_text
 from anomalib_defend.data.protocol import (
     Annotations,
     Setting,
     check_counts,
     check_splits,
+    describe_duplicates,
     make_samples,
     normal_categories,
-    permutation,
+    one_row_a_file,
     replace_novel,
     resolve_categories,
-    subsample,
+    with_category_names,
 )
+from anomalib_defend.data.same_files import File, equal_files, find_files, spelled_as
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
+OnDuplicates = Literal["warn", "raise"]
 
 _VAL_SPLIT_MODES = (ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST, ValSplitMode.SAME_AS_TEST, ValSplitMode.SYNTHETIC)
 _MAX_CATEGORY_BYTES = 100  # it becomes a folder name in the result path
@@ -60,6 +73,9 @@ class SemanticDataModule(AnomalibDataModule):
             ``category`` and ``setting`` make normal. Its further arguments are not used.
         on_error: What to do with a file that is not a usable image: ``raise``, or ``skip`` it with a warning, for
             which every file is decoded once at setup.
+        on_duplicates: What to do when several files hold the same bytes, of which some may be for training and others
+            for test: ``warn`` of their number, or ``raise``. Paths that lead to one and the same file are refused if
+            they are for training and for test, and otherwise count once.
 
     Raises:
         ValueError: If an argument is outside of what is listed above.
@@ -87,6 +103,7 @@ class SemanticDataModule(AnomalibDataModule):
         max_test_images: int | None = None,
         novel_dataset: "SemanticDataModule | None" = None,
         on_error: OnError = "raise",
+        on_duplicates: OnDuplicates = "warn",
     ) -> None:
         super().__init__(
             train_batch_size=train_batch_size,
@@ -102,14 +119,15 @@ class SemanticDataModule(AnomalibDataModule):
             val_split_ratio=val_split_ratio,
             seed=seed,
         )
-        self.root = Path(root).expanduser()
+        self.root = on_disk(Path(root).expanduser())
         categories = [category] if isinstance(category, str | int) else category
-        self.categories = sorted({str(name) for name in categories})
+        self.categories = sorted({category_name(str(name)) for name in categories})
         self.setting = setting
         self.max_train_images = max_train_images
         self.max_test_images = max_test_images
         self.novel_dataset = novel_dataset
         self.on_error = on_error
+        self.on_duplicates = on_duplicates
         self._normal: frozenset[str] | None = None
         self._check_arguments(val_split_ratio)
         self.category = self._name_for_paths()
@@ -131,6 +149,8 @@ class SemanticDataModule(AnomalibDataModule):
             problem = f"setting must be one of {', '.join(get_args(Setting))}, got {self.setting!r}."
         elif self.on_error not in get_args(OnError):
             problem = f"on_error must be one of {', '.join(get_args(OnError))}, got {self.on_error!r}."
+        elif self.on_duplicates not in get_args(OnDuplicates):
+            problem = f"on_duplicates must be one of {', '.join(get_args(OnDuplicates))}, got {self.on_duplicates!r}."
         elif not self.categories or "" in self.categories:
             problem = "category must name at least one category."
         elif self.val_split_mode not in _VAL_SPLIT_MODES:
@@ -170,46 +190,92 @@ class SemanticDataModule(AnomalibDataModule):
 
     def normal_test_images(self) -> list[str]:
         """Return the paths of the test images that this data set's own category and setting make normal."""
-        annotations = self.read_annotations()
+        annotations = self._annotations()
         normal = normal_categories(
             annotations.categories, resolve_categories(self.categories, annotations), self.setting
         )
         samples = make_samples(annotations.images, normal)
         return samples[(samples["split"] == "test") & (samples["label"] == "normal")]["image_path"].tolist()
 
+    def predict_dataloader(self) -> DataLoader:
+        """Return the loader of the test images, as all of anomalib's datamodules do, and say that it is one of them."""
+        logger.warning(
+            "predict scores the %d test images of %s. To score every image of a folder, pass PredictFolder.",
+            len(self.test_data),
+            self.name,
+        )
+        return super().predict_dataloader()
+
+    def _annotations(self) -> Annotations:
+        """Return what the format reads, under the rules for names: without hidden files, categories composed."""
+        annotations = with_category_names(self.read_annotations())
+        root = str(self.root / "x")[:-1]  # it may lie in a hidden folder itself
+        hidden = {
+            image.path
+            for image in annotations.images
+            if is_hidden(image.path.removeprefix(root) if image.path.startswith(root) else Path(image.path).name)
+        }
+        if hidden:
+            logger.warning(
+                "%d listed images are hidden files or lie in hidden folders, and are left out: %s.",
+                len(hidden),
+                shortened_paths(sorted(hidden)),
+            )
+        return annotations._replace(images=[image for image in annotations.images if image.path not in hidden])
+
     def _setup(self, _stage: str | None = None) -> None:
-        annotations = self.read_annotations()
+        annotations = self._annotations()
         self.categories = resolve_categories(self.categories, annotations)
         self._normal = normal_categories(annotations.categories, self.categories, self.setting)
         if self.setting == "uni_class" or self.novel_dataset is None:  # else the chosen ones are not used
             check_counts(annotations, self.categories, self.setting)
-        samples = make_samples(annotations.images, self._normal)
-        if self.novel_dataset is not None:
-            samples = replace_novel(samples, self.novel_dataset.normal_test_images())
+        samples, files = self._samples_of_files(make_samples(annotations.images, self._normal))
         check_splits(samples, self.categories, self.setting, annotations.categories)
         samples = subsample(samples, "train", self.max_train_images, self.seed)
         samples = subsample(samples, "test", self.max_test_images, self.seed)
-        check_files(samples["image_path"].tolist())
+        refuse_missing(samples["image_path"].tolist(), files)
         samples = self._usable(samples)
         check_splits(samples, self.categories, self.setting, annotations.categories)
+        self._check_duplicates(samples, files)
         is_train = samples["split"] == "train"
         self.train_data = SemanticDataset(samples[is_train], self.category)
         self.test_data = SemanticDataset(samples[~is_train], self.category)
 
+    def _samples_of_files(self, samples: DataFrame) -> tuple[DataFrame, dict[str, File]]:
+        """Put the novel images of another data set in their place, and each file once; return what paths lead to."""
+        listed = samples["image_path"].tolist()
+        novel = [] if self.novel_dataset is None else self.novel_dataset.normal_test_images()
+        files = find_files(dict.fromkeys([*listed, *novel]))
+        if self.novel_dataset is not None:
+            samples = replace_novel(samples, spelled_as(novel, listed, files))
+        unique = one_row_a_file(samples, files)
+        if len(unique) < len(samples):
+            again = [path for path in samples["image_path"] if path not in set(unique["image_path"])]
+            logger.warning(
+                "%d of %d listed images are files that another path leads to, and count once, with the categories of "
+                "all their paths: %s.",
+                len(samples) - len(unique),
+                len(samples),
+                shortened_paths(again),
+            )
+        return unique, files | {file.path: file for file in files.values()}
+
+    def _check_duplicates(self, samples: DataFrame, files: dict[str, File]) -> None:
+        """Say how many images have the same bytes as others, or refuse them."""
+        msg = describe_duplicates(samples, equal_files(files[path] for path in samples["image_path"]))
+        if msg and self.on_duplicates == "raise":
+            msg += " Remove the copies, or pass on_duplicates='warn'."
+            raise ValueError(msg)
+        if msg:
+            logger.warning("%s Remove the copies; on_duplicates='raise' refuses them.", msg)
+
     def _usable(self, samples: DataFrame) -> DataFrame:
         """Refuse files that cannot be used, or leave them out."""
         unusable, rotated = inspect_files(samples["image_path"].tolist(), decode=self.on_error == "skip")
-        if rotated:
-            logger.warning(
-                "%d of %d images ask for a rotation in their EXIF data, which anomalib does not apply: %s. Rotate the "
-                "files (mogrify -auto-orient) if upright images matter.",
-                len(rotated),
-                len(samples),
-                shortened(rotated),
-            )
+        warn_of_rotation(rotated, len(samples))
         if not unusable:
             return samples
-        reasons = shortened(f"{path} ({reason})" for path, reason in unusable.items())
+        reasons = shortened(f"{to_text(path)} ({reason})" for path, reason in unusable.items())
         msg = f"{len(unusable)} of {len(samples)} files are not usable images: {reasons}."
         if self.on_error == "raise":
             msg += " Replace them, take them off the data set's lists, or leave them out with on_error='skip'."

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
-from xml.etree import ElementTree as ET
 
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from anomalib_defend.data.download import Source, fetch_folder
+from anomalib_defend.data.file_names import Spellings, composed, is_hidden, to_text
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
+from anomalib_defend.data.text_files import read_lines, read_xml
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,16 @@ class SemanticVOC(SemanticDataModule):
             ValueError: If a list or an annotation file is malformed.
         """
         devkit = self._devkit()
-        categories, labels = _read_main(devkit / "ImageSets" / "Main")
+        images_folder = devkit / "JPEGImages"
+        files = _ImageFiles(images_folder)
+        categories, labels = _read_main(devkit / "ImageSets" / "Main", files)
         segmentation = devkit / "ImageSets" / "Segmentation" / "val.txt"
         if segmentation.is_file():
-            test_ids = segmentation.read_text().split()
+            test_ids = [files.id_on_disk(image) for image in read_lines(segmentation) if image]
             listed = _merge(labels.values())
             test_labels = {image: listed[image] for image in test_ids if image in listed}
-            test_labels |= _read_xml(devkit / "Annotations", [image for image in test_ids if image not in listed])
+            unlisted = [image for image in test_ids if image not in listed and not is_hidden(image)]
+            test_labels |= _read_xml(devkit / "Annotations", unlisted)
             train_labels = {image: names for image, names in listed.items() if image not in test_labels}
         else:
             train_labels, test_labels = labels["train"], labels["val"]
@@ -92,15 +96,12 @@ class SemanticVOC(SemanticDataModule):
             devkit,
             "Segmentation/val.txt" if segmentation.is_file() else "Main/*_val.txt",
         )
-
-        folder = devkit / "JPEGImages"
-        files = _image_files(folder)
-        images: list[AnnotatedImage] = []
         by_split: dict[Literal["train", "test"], dict[str, set[str]]] = {"train": train_labels, "test": test_labels}
-        for split, split_labels in by_split.items():
-            for image, names in split_labels.items():
-                path = folder / files.get(image, f"{image}.jpg")
-                images.append(AnnotatedImage(str(path), frozenset(names), split))
+        images = [
+            AnnotatedImage(str(images_folder / files.name_of(image)), frozenset(names), split)
+            for split, split_labels in by_split.items()
+            for image, names in split_labels.items()
+        ]
         return Annotations(categories, images)
 
     def _devkit(self) -> Path:
@@ -120,25 +121,49 @@ def _find_devkit(root: Path) -> Path | None:
     return next((root / place for place in _PLACES if (root / place / "ImageSets" / "Main").is_dir()), None)
 
 
-def _read_main(folder: Path) -> tuple[list[str], dict[str, dict[str, set[str]]]]:
+class _ImageFiles:
+    """The images of a devkit by id: the file name without its ending; the first of ``_SUFFIXES`` wins."""
+
+    def __init__(self, folder: Path) -> None:
+        self._names: dict[str, str] = {}
+        rank = {suffix: index for index, suffix in enumerate(_SUFFIXES)}
+        files = [path for path in folder.iterdir() if path.suffix.lower() in rank] if folder.is_dir() else []
+        for path in sorted(files, key=lambda path: rank[path.suffix.lower()], reverse=True):
+            if not is_hidden(path.name):
+                self._names[path.stem] = path.name
+        self._composed = {composed(image): image for image in self._names}
+
+    def id_on_disk(self, image: str) -> str:
+        """Return a listed id in the Unicode form that the image's file has."""
+        return image if image in self._names else self._composed.get(composed(image), image)
+
+    def name_of(self, image: str) -> str:
+        """Return the name of an image's file, or the one that it should have."""
+        return self._names.get(image, f"{image}.jpg")
+
+
+def _read_main(folder: Path, files: _ImageFiles) -> tuple[list[str], dict[str, dict[str, set[str]]]]:
     """Return the categories and, for train, val and trainval, the categories of each image that the lists name."""
     categories: set[str] = set()
     labels: dict[str, dict[str, set[str]]] = {"train": {}, "val": {}, "trainval": {}}
     for path in sorted(folder.iterdir()):
         match = _LIST_NAME.fullmatch(path.name)
-        if match is None:
+        if match is None or is_hidden(path.name):
             continue
         category, split = match["category"], match["split"]
         categories.add(category)
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            fields = line.split()
-            if not fields:
+        for number, line in enumerate(read_lines(path), start=1):
+            if not line:
                 continue
-            if len(fields) != 2 or fields[1] not in _FLAGS:
-                msg = f"{path}, line {number}: expected '<image id> <1, 0 or -1>', got {line!r}."
+            image, _, flag = line.replace("\t", " ").rpartition(" ")  # an id may hold spaces
+            if not image or flag not in _FLAGS:
+                msg = (
+                    f"{path}, line {number}: expected '<image id> <1, 0 or -1>', got {to_text(line)!r}. Correct the "
+                    "list; if it is Pascal VOC's own, unpack it again."
+                )
                 raise ValueError(msg)
-            names = labels[split].setdefault(fields[0], set())
-            if _FLAGS[fields[1]]:
+            names = labels[split].setdefault(files.id_on_disk(image.strip()), set())
+            if _FLAGS[flag]:
                 names.add(category)
     if not categories:
         msg = f"{folder} holds no <category>_train.txt, <category>_val.txt or <category>_trainval.txt."
@@ -156,35 +181,17 @@ def _merge(splits: Iterable[dict[str, set[str]]]) -> dict[str, set[str]]:
 
 def _read_xml(folder: Path, images: list[str]) -> dict[str, set[str]]:
     """Return the categories of the objects in ``<folder>/<image>.xml``, for each image."""
-    missing = [image for image in images if not (folder / f"{image}.xml").is_file()]
+    spellings = Spellings()
+    paths = {image: Path(spellings.on_disk(str(folder / f"{image}.xml"))) for image in images}
+    missing = [path for path in paths.values() if not path.is_file()]
     if missing:
         msg = (
             f"{len(missing)} test image(s) of ImageSets/Segmentation/val.txt have neither a label in ImageSets/Main "
-            f"nor an annotation file; the first one missing is {folder / missing[0]}.xml."
+            f"nor an annotation file; the first one missing is {to_text(str(missing[0]))}."
         )
         raise FileNotFoundError(msg)
-    return {image: _object_names(folder / f"{image}.xml") for image in images}
+    return {image: _object_names(path) for image, path in paths.items()}
 
 
 def _object_names(path: Path) -> set[str]:
-    content = path.read_bytes()
-    if b"<!DOCTYPE" in content:
-        msg = f"{path}: a DOCTYPE is not allowed in an annotation file."
-        raise ValueError(msg)
-    try:
-        tree = ET.fromstring(content)  # noqa: S314 - without a DOCTYPE there are no entities to expand
-    except ET.ParseError as error:
-        msg = f"{path} is not a valid XML annotation file ({error})."
-        raise ValueError(msg) from error
-    return {(item.findtext("name") or "").strip() for item in tree.iter("object")} - {""}
-
-
-def _image_files(folder: Path) -> dict[str, str]:
-    """Map image ids to file names; the first of ``_SUFFIXES`` wins."""
-    found: dict[str, str] = {}
-    if folder.is_dir():
-        rank = {suffix: index for index, suffix in enumerate(_SUFFIXES)}
-        files = [path for path in folder.iterdir() if path.suffix.lower() in rank]
-        for path in sorted(files, key=lambda path: rank[path.suffix.lower()], reverse=True):
-            found[path.stem] = path.name
-    return found
+    return {(item.findtext("name") or "").strip() for item in read_xml(path).iter("object")} - {""}

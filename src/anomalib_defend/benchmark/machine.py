@@ -1,0 +1,46 @@
+"""The machine that a cell runs on: its description, and the memory that this process takes."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("torch", "timm", "anomalib", "openvino", "nncf")
+
+
+def describe(threads: int) -> str:
+    """One line: processor, cores, threads and versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags.split()]
+    return (
+        f"{names[0] if names else platform.processor()} ({', '.join(units)}), {len(names)} cores, {threads} threads; "
+        f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def peak_gib() -> float:
+    """Memory of this process at its highest, in GiB."""
+    if sys.platform == "linux":
+        return status_mib("VmHWM") / 1024
+    import resource  # noqa: PLC0415 - not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def status_mib(name: str) -> float:
+    """A line of this process's status, in MiB (Linux): ``VmRSS``, memory now, or ``VmHWM``, at its highest."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024

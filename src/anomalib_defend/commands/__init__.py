@@ -1,0 +1,71 @@
+"""What ``anomalib-defend`` offers beside anomalib's own command line: a line of ``COMMANDS`` and a module each.
+
+A command's module has two functions, ``add_arguments(parser)`` and ``run(options) -> exit status``. It is imported when
+its command is named, and imports what is heavy (torch, anomalib) when it runs: ``--help`` takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser
+
+from anomalib_defend._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TRACEBACK = "ANOMALIB_DEFEND_TRACEBACK"
+COMMANDS = {
+    "benchmark": "compare models by a YAML file, and make tables and plots of it",
+    "example": "write the embedded example's scenes of handwritten digits",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an error that we foresaw is a sentence on the screen.
+
+    Args:
+        arguments: The command line, by default the process's own.
+
+    Returns:
+        The exit status: 0, what the command returns, or 2 after an error.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = make_parser(arguments).parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # of anomalib's own imports
+            return _module(options.command).run(options[options.command])
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        message = str(error) or type(error).__name__
+        print(f"error: {message}\n({TRACEBACK}=1 shows where this was raised.)", file=sys.stderr)
+        return 2
+
+
+def make_parser(arguments: Sequence[str]) -> ArgumentParser:
+    """A parser that knows all commands by name, and of the one that is named the arguments."""
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    parser = ArgumentParser(
+        prog="anomalib-defend",
+        description="What anomalib-defend offers beside anomalib's own `anomalib train --model Defend ...`.",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(dest="command")
+    for name, summary in COMMANDS.items():
+        command = ArgumentParser(description=f"{summary[0].upper()}{summary[1:]}.")
+        commands.add_subcommand(name, command, help=summary)  # first: jsonargparse wants levels in order
+        if name == named:
+            _module(name).add_arguments(command)
+    return parser
+
+
+def _module(name: str) -> Any:
+    return import_module(f"{__name__}.{name}")

@@ -1,0 +1,61 @@
+"""The images below a folder, and what else lies there that is one to everybody but anomalib."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from anomalib_defend.data.dataset import shortened_paths
+from anomalib_defend.data.file_names import composed, is_hidden, is_image, is_other_format, to_text
+
+logger = logging.getLogger(__name__)
+
+
+class Listing(NamedTuple):
+    """What lies below a folder: images, and images in formats that anomalib does not read, both sorted."""
+
+    images: list[str]
+    other_formats: list[str]
+
+
+def list_images(folder: Path) -> Listing:
+    """List a folder and all folders below it; hidden files and folders are ignored.
+
+    Links are followed, but no folder is entered twice. The order does not depend on the Unicode form of the names, so
+    a copy made on another system is split alike.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    listing = Listing([], [])
+    entered: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        if os.path.realpath(parent) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for kind, belongs in zip(listing, (is_image, is_other_format), strict=True):
+            kind += [os.path.join(parent, name) for name in files if belongs(name)]  # noqa: PTH118 - 70,000 times
+    return Listing(*(sorted(found, key=lambda path: (composed(path), path)) for found in listing))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def warn_of_other_formats(paths: Iterable[str], folder: Path) -> None:
+    """Say how many files of which formats are not used."""
+    paths = list(paths)
+    if paths:
+        counts = Counter(Path(path).suffix.lower() for path in paths)
+        logger.warning(
+            "%d file(s) in %s are ignored, since anomalib does not read their format (%s): %s. Convert them to .jpg or "
+            ".png if they belong to the data.",
+            len(paths),
+            to_text(str(folder)),
+            ", ".join(f"{number} {suffix}" for suffix, number in sorted(counts.items())),
+            shortened_paths(paths),
+        )

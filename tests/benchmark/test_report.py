@@ -1,0 +1,220 @@
+"""Tables of a comparison: every figure against scikit-learn or by hand, nothing dropped silently."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from anomalib_defend.benchmark.papers import figures
+from anomalib_defend.benchmark.plan import Cell, Comparison, save
+from anomalib_defend.benchmark.report import Table
+from anomalib_defend.benchmark.statistics import auroc, difference, pair
+from anomalib_defend.commands import main
+
+
+def make_scores(seed, shift, images=200, noise=None):
+    """Scores of images of which every fourth is novel: the larger the shift, the better the model."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % 4 == 0
+    score = rng.normal(size=images) if noise is None else noise
+    paths = [f"/data/{number}.png" for number in range(images)]
+    return pd.DataFrame({"image_path": paths, "label": labels.astype(int), "score": score + shift * labels})
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Write a folder of results: ``scores`` maps (model, category, seed) to a table, an error text, or nothing."""
+
+    def write(scores, models=("DN2", "A"), categories=("dog", "cat"), seeds=(0, 1), papers=None, **changes):
+        cells = [
+            Cell(model, "VOC", category, seed, {"class_path": "M", "init_args": {}}, {}, {}, "cpu")
+            for model in models
+            for category in categories
+            for seed in seeds
+            if (model, category, seed) in scores
+        ]
+        comparison = Comparison("small", "Small", "DN2", list(models), ["VOC"], papers or {}, [], cells)
+        save(replace(comparison, **changes), tmp_path)
+        for cell in cells:
+            found = scores[cell.model, cell.category, cell.seed]
+            folder = tmp_path / cell.folder
+            folder.mkdir()
+            if isinstance(found, str):
+                (folder / "error.txt").write_text(f"{cell.key}\n{found}\n")
+            elif found is not None:
+                row = {"image_AUROC": float(roc_auc_score(found.label, found.score)), "fit_duration": 10.0 + cell.seed}
+                if cell.model == "A":  # rows need not have the same keys
+                    row["pixel_AUROC"] = 0.9
+                measured = {"images_per_second": 20.0, "parameters": 5_000_000, "peak_memory_gb": 1.0, "machine": "M"}
+                size = {"train_images": 1, "test_images": len(found), "pixels": 1}
+                content = {"key": cell.key, "row": row, "measured": measured, "seconds": 1.0, "size": size}
+                (folder / "result.json").write_text(json.dumps(content))
+                found.to_csv(folder / "scores.csv", index=False)
+        return tmp_path
+
+    return write
+
+
+def test_auroc_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 300), rng.integers(0, 20, 300) / 7  # with many ties
+    assert auroc(labels, scores)[0] == pytest.approx(roc_auc_score(labels, scores))
+    weights = rng.integers(0, 4, (5, 300)).astype(float)
+    expected = [roc_auc_score(labels, scores, sample_weight=row) for row in weights]
+    assert auroc(labels, scores, weights) == pytest.approx(expected)
+
+
+def test_auroc_of_one_label_is_nan():
+    assert np.isnan(auroc(np.ones(3), np.arange(3.0))[0])
+
+
+def test_identical_models_have_no_interval():
+    pairs = [pair(make_scores(seed, 1), make_scores(seed, 1)) for seed in range(3)]
+    found = difference(pairs)
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+    assert not found.clear
+
+
+def test_a_clearly_better_model_is_clear_of_zero():
+    ours, theirs = make_scores(0, 3), make_scores(1, 0.2)
+    found = difference([pair(ours, theirs)])
+    expected = roc_auc_score(ours.label, ours.score) - roc_auc_score(theirs.label, theirs.score)
+    assert found.mean == pytest.approx(expected)
+    assert 0 < found.low < found.mean < found.high
+    assert found.clear
+    mirrored = difference([pair(theirs, ours)])
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_two_models_of_the_same_quality_are_not():
+    found = difference([pair(make_scores(0, 1), make_scores(1, 1))])
+    assert found.low < 0 < found.high
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap(monkeypatch):
+    monkeypatch.setattr("anomalib_defend.benchmark.statistics.REPLICATES", 16000)
+    ours, theirs = make_scores(0, 1.5, 80), make_scores(1, 1, 80)
+    rng = np.random.default_rng(1)
+    groups = [np.flatnonzero(ours.label == label) for label in (0, 1)]
+    both = [(table.label.to_numpy(), table.score.to_numpy()) for table in (ours, theirs)]
+    plain = []
+    for _ in range(8000):
+        drawn = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        plain.append(np.subtract(*(auroc(labels[drawn], scores[drawn])[0] for labels, scores in both)))
+    found = difference([pair(ours, theirs)])
+    assert (found.low, found.high) == pytest.approx(np.quantile(plain, [0.025, 0.975]), abs=0.01)
+
+
+def test_the_same_images_in_several_seeds_do_not_narrow_the_interval():
+    """Three seeds with the same scores say no more about the test images than one."""
+    one = pair(make_scores(0, 1.5), make_scores(1, 1))
+    three, alone = difference([one, one, one]), difference([one])
+    assert (three.low, three.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_the_order_of_the_images_does_not_matter():
+    ours, theirs = make_scores(0, 1.5), make_scores(1, 1)
+    assert difference([pair(ours, theirs.sample(frac=1, random_state=0))]) == difference([pair(ours, theirs)])
+
+
+def test_the_tables_figures(results):
+    scores = {
+        (model, category, seed): make_scores(number, shift)
+        for number, (model, category, seed, shift) in enumerate(
+            (model, category, seed, shift)
+            for model, shift in (("DN2", 1), ("A", 3))
+            for category in ("dog", "cat")
+            for seed in (0, 1)
+        )
+    }
+    folder = results(scores, papers={"VOC": "VOC uni-class"})
+    table = Table([folder])
+    by_hand = {key: roc_auc_score(found.label, found.score) for key, found in scores.items()}
+    dog = [by_hand["A", "dog", 0], by_hand["A", "dog", 1]]
+    assert table.values("A", "VOC", "dog") == pytest.approx(dog)
+    both = [np.mean([by_hand["A", name, seed] for name in ("dog", "cat")]) for seed in (0, 1)]
+    assert table.values("A", "VOC", "mean") == pytest.approx(both)
+    expected = np.mean([by_hand["A", name, s] - by_hand["DN2", name, s] for name in ("dog", "cat") for s in (0, 1)])
+    assert table.difference("A", "VOC", "mean").mean == pytest.approx(expected)
+    text = table.markdown()
+    assert f"| VOC | dog | {_text(by_hand, 'DN2', 'dog')} | {_text(by_hand, 'A', 'dog')} |  |" in text
+    assert "Defend 0.954" in text
+    assert "| VOC | A | 10 s | 20.0 | 5.0 M | 1.0 GB |" in text
+    assert "0.900 ± 0.000" in text.partition("## Pixel AUROC")[2]
+    assert "Failed" not in text
+
+
+def _text(by_hand, model, category):
+    values = [by_hand[model, category, seed] for seed in (0, 1)]
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
+def test_failed_and_missing_cells_are_shown(results, capsys):
+    scores = {("DN2", "dog", 0): make_scores(0, 1), ("DN2", "dog", 1): make_scores(1, 1)}
+    scores |= {("A", "dog", 0): "ValueError: no | such thing", ("A", "dog", 1): make_scores(2, 2)}
+    scores |= {("A", "cat", 0): None, ("DN2", "cat", 0): make_scores(3, 1)}
+    folder = results(scores)
+    assert main(["benchmark", "report", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "5 of 6 cells" not in text
+    assert "4 of 6 cells are finished" in text
+    assert ", 1 failed |" in text
+    assert "| 1 missing |" in text
+    assert "- A | VOC | dog | seed 0: failed, ValueError: no | such thing" in text
+    assert "- A | VOC | cat | seed 0: not run with these settings" in text
+
+
+def test_results_of_other_settings_are_missing(results):
+    folder = results({("DN2", "dog", 0): make_scores(0, 1)})
+    [file] = folder.glob("*/result.json")
+    file.write_text(file.read_text().replace('"key": "', '"key": "0'))
+    assert "1 missing" in Table([folder]).markdown()
+
+
+def test_other_test_images_are_not_compared(results):
+    other = make_scores(0, 1).assign(image_path=lambda table: "/elsewhere" + table.image_path)
+    table = Table([results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): other})])
+    assert table.difference("A", "VOC", "dog") == "other test images"
+
+
+def test_a_metric_that_was_clamped_is_told(results):
+    folder = results({("DN2", "dog", 0): make_scores(0, 1)})
+    [file] = folder.glob("*/result.json")
+    content = json.loads(file.read_text())
+    content["row"]["image_AUROC"] -= 0.05
+    file.write_text(json.dumps(content))
+    assert "deviates by up to -0.050" in Table([folder]).markdown()
+
+
+def test_the_hardest_novel_class(results):
+    found = make_scores(0, 1)
+    classes = np.where(found.label == 1, np.where(np.arange(200) % 8 == 0, "truck", "apple"), "cat")
+    found["image_path"] = [f"/data/{name}/{number}.png" for number, name in enumerate(classes)]
+    folder = results({("DN2", "cat", 0): found}, by_novel_class=["VOC"], papers={"VOC": "CIFAR-10 against CIFAR-100"})
+    hardest = min(
+        roc_auc_score(part.label, part.score)
+        for name in ("truck", "apple")
+        for part in [found[(found.label == 0) | (classes == name)]]
+    )
+    text = Table([folder]).markdown().partition("## Hardest novel class")[2]
+    assert f"| VOC | cat | {hardest:.3f} |" in text
+    assert "FITYMI 0.900" in text
+
+
+def test_the_papers_figures_are_auroc():
+    assert figures("CIFAR-10 splits")["Defend"]["01234"] == pytest.approx(0.947)
+    with pytest.raises(ValueError, match="unknown table 'CIFAR'"):
+        figures("CIFAR")
+
+
+def test_a_cell_in_several_folders_counts_once(results):
+    folder = results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): make_scores(1, 2)})
+    assert Table([folder, folder]).markdown() == Table([folder]).markdown()
+
+
+def test_no_results(tmp_path, capsys):
+    assert main(["benchmark", "report", str(tmp_path)]) == 2
+    assert "holds no results" in capsys.readouterr().err
