@@ -17,7 +17,8 @@ from PIL import Image
 from anomalib_defend import DN2, ARNet, Defend, Fitymi, SemanticVOC
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from anomalib_defend.visualization import NoveltyVisualizer, picture_name, visualizer
-from anomalib_defend.visualization.visualizer import _images, read_reduced, threshold_of
+from anomalib_defend.visualization.findings import findings, threshold_of
+from anomalib_defend.visualization.visualizer import read_reduced
 
 NOTE = "The map shows another quantity."
 
@@ -127,7 +128,7 @@ def test_findings_are_those_of_the_batch(model):
     batch = make_batch()
     batch.p_value = torch.tensor([0.9, 0.01])
     batch.box = [None, torch.tensor([1.0, 2, 3, 4])]
-    first, second = (finding for _, _, finding in _images(batch, model))
+    first, second = (finding for _, _, finding in findings(batch, model))
     assert (first.score, first.novel, first.p_value) == pytest.approx((0.2, False, 0.9))
     assert (second.score, second.novel, second.p_value) == pytest.approx((0.8, True, 0.01))
     assert (first.box, second.box) == (None, (1, 2, 3, 4))
@@ -142,13 +143,13 @@ def test_findings_are_those_of_the_batch(model):
 def test_what_encloses_nothing_is_no_box(model, box):
     batch = make_batch(number=1)
     batch.box = [box]
-    ((_, _, finding),) = _images(batch, model)
+    ((_, _, finding),) = findings(batch, model)
     assert finding.box is None
 
 
 def test_maps_beyond_the_scale_are_said_to_be(model):
     batch = make_batch(anomaly_map=torch.tensor([[[0.0, 2.0]], [[0.0, float("nan")]]]), pred_mask=None)
-    first, second = (finding for _, _, finding in _images(batch, model))
+    first, second = (finding for _, _, finding in findings(batch, model))
     assert first.clipped
     assert first.heat.tolist() == second.heat.tolist() == [[0, 255]]
 
@@ -160,7 +161,7 @@ def test_without_predictions_there_is_a_picture(model):
 
 def test_a_threshold_that_was_never_set_gives_no_verdict():
     without = SimpleNamespace(post_processor=NormalQuantilePostProcessor(), map_note="")
-    ((_, _, finding),) = _images(make_batch(number=1), without)
+    ((_, _, finding),) = findings(make_batch(number=1), without)
     assert finding.threshold is None
     assert finding.novel is None
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from anomalib.data import Batch, ImageItem, NumpyImageItem
 from anomalib.visualization import ImageVisualizer
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from .findings import findings
 from .names import picture_name
-from .picture import Box, Finding, draw_picture, panel_size
+from .picture import Finding, draw_picture, panel_size
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
-    from anomalib.post_processing import PostProcessor
     from lightning.pytorch import Trainer
 
 
@@ -64,7 +61,7 @@ class NoveltyVisualizer(ImageVisualizer):
             A picture for an item, a list of them for a batch.
         """
         single = isinstance(predictions, ImageItem | NumpyImageItem)
-        pictures = [self._draw(path, image, one) for path, image, one in _images(predictions, model, single=single)]
+        pictures = [self._draw(path, image, one) for path, image, one in findings(predictions, model, single=single)]
         return pictures[0] if single else pictures
 
     def on_test_batch_end(
@@ -81,7 +78,7 @@ class NoveltyVisualizer(ImageVisualizer):
         folder = Path(self.output_dir or root / "images")
         unnamed = f"image-{dataloader_idx}-{trainer.global_rank}-{batch_idx}"  # images of no file
         outputs.picture = []
-        for number, (path, image, finding) in enumerate(_images(outputs, pl_module)):
+        for number, (path, image, finding) in enumerate(findings(outputs, pl_module)):
             target = folder / (picture_name(path) if path else f"{unnamed}-{number}.png")
             target.parent.mkdir(parents=True, exist_ok=True)
             save(self._draw(path, image, finding), target)
@@ -131,68 +128,3 @@ def as_picture(image: NDArray | Tensor) -> Image.Image:
     values = image.detach().float().cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image
     low, high = values.min(), values.max()
     return Image.fromarray(((values - low) * (255 / max(high - low, 1e-6))).round().astype(np.uint8))
-
-
-def threshold_of(post_processor: PostProcessor | None) -> float | None:
-    """The threshold in the unit of the scores that a post-processor gives.
-
-    Returns:
-        None where there is none; NaN where it is not known in this unit, since a sensitivity moves it in scaled units.
-    """
-    if post_processor is None or not post_processor.enable_thresholding or post_processor.image_threshold.isnan():
-        return None
-    if post_processor.enable_normalization:
-        return float(post_processor.normalized_image_threshold)
-    return float(post_processor.image_threshold) if post_processor.image_sensitivity == 0.5 else math.nan
-
-
-def _images(
-    batch: Batch | ImageItem | NumpyImageItem, model: AnomalibModule | None, *, single: bool = False
-) -> Iterable[tuple[str, NDArray | Tensor, Finding]]:
-    """File, pixels and findings of each image."""
-
-    def values(name: str) -> Sequence[Any]:
-        value = getattr(batch, name, None)
-        return [value] * count if value is None else [value] if single else value
-
-    def floats(name: str) -> list[float | None]:
-        return [None if value is None else float(value) for value in values(name)]
-
-    count = 1 if single else len(batch.image)
-    threshold = 0.5 if model is None else threshold_of(model.post_processor)
-    note = "" if model is None else getattr(model, "map_note", "")
-    labels = [None if value is None or threshold is None else bool(value) for value in values("pred_label")]
-    scores, p_values = floats("pred_score"), floats("p_value")
-    for path, image, score, label, p_value, heat, above, box in zip(
-        values("image_path"),
-        values("image"),
-        scores,
-        labels,
-        p_values,
-        map(_array, values("anomaly_map")),
-        map(_array, values("pred_mask")),
-        map(_box, values("box")),
-        strict=True,
-    ):
-        finding = Finding(score, threshold, label, p_value, map_note=note, box=box)
-        if heat is not None:
-            finding.clipped = bool(heat.min() < 0 or heat.max() > 1)
-            finding.heat = (255 * np.nan_to_num(heat, nan=1.0).clip(0, 1)).round().astype(np.uint8)
-            finding.above = None if above is None else above.astype(bool)
-        yield str(path or ""), image, finding
-
-
-def _array(value: Tensor | NDArray | None) -> NDArray | None:
-    """A map as ``(h, w)`` on the CPU."""
-    if isinstance(value, Tensor):
-        value = value.detach().to(torch.float32).cpu().numpy()
-    return None if value is None else value.reshape(value.shape[-2:])
-
-
-def _box(value: Iterable[float] | None) -> Box | None:
-    """Four finite numbers that enclose something, or no box."""
-    if value is None:
-        return None
-    left, top, right, bottom = (float(number) for number in value)
-    finite = all(map(math.isfinite, (left, top, right, bottom)))
-    return (left, top, right, bottom) if finite and left < right and top < bottom else None
