@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheet = Image.new("RGB", size, (128, 128, 128))
     for index, one in enumerate(pictures):
         sheet.paste(one, (index * (one.width + GAP), 0))
-    sheet.quantize(COLOURS).save(target, optimize=True)
+    palette = sheet.quantize(COLOURS)
+    sheet.quantize(palette=palette).save(target, optimize=True)  # the second time mixes colours, which hides steps
     print(f"{target}: {target.stat().st_size} bytes")
 
 

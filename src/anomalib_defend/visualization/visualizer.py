@@ -74,6 +74,7 @@ class NoveltyVisualizer(ImageVisualizer):
         dataloader_idx: int = 0,
     ) -> None:
         """Save the pictures of a batch, and put their names on it."""
+        del batch  # the outputs are the batch, with its predictions
         root = Path(trainer.default_root_dir)
         folder = Path(self.output_dir or root / "images")
         unnamed = f"image-{dataloader_idx}-{trainer.global_rank}-{batch_idx}"  # images of no file
@@ -84,7 +85,6 @@ class NoveltyVisualizer(ImageVisualizer):
             save(self._draw(path, image, finding), target)
             inside = target.is_relative_to(root)
             outputs.picture.append((target.relative_to(root) if inside else target).as_posix())
-        batch.picture = outputs.picture
 
     def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """As for a test batch."""
