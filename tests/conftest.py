@@ -7,8 +7,14 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import settings
 
 import miniatures
+
+# property tests that cost more than moments: CI runs a few cases of each, HYPOTHESIS_PROFILE=thorough many
+settings.register_profile("ci", max_examples=25, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # the models are tiny: threads that wait for each other on a busy machine cost more than they bring
 torch.set_num_threads(1)
