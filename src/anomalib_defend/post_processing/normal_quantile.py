@@ -156,13 +156,21 @@ class NormalQuantilePostProcessor(PostProcessor):
             means: The mean value of each map [n].
         """
         for level, values, typical in (("image", scores, scores), ("pixel", largest, means)):
-            if values is None or typical is None or not len(values):
-                continue
-            device = self._buffer(level, "threshold").device
-            setattr(self, f"_{level}_normal_scores", values.detach().float().sort().values.to(device))
-            self._buffer(level, "typical").copy_(typical.median())
-            self._move(level)
+            if values is not None and typical is not None and len(values):
+                self._set_level(level, values.detach().float().sort().values, typical.median().item())
+
+    def _set_level(self, level: str, scores: Tensor, typical: float) -> None:
+        setattr(self, f"_{level}_normal_scores", scores.to(self._buffer(level, "threshold").device))
+        self._buffer(level, "typical").fill_(typical)
+        self._move(level)
         self._unmoved = None
+
+    def load_calibration(self, calibration: Calibration) -> None:
+        """Take threshold and normal scores over."""
+        self.target_fpr = calibration.target_fpr
+        for name, level in zip(LEVELS, (calibration.image, calibration.pixel), strict=True):
+            if level is not None:
+                self._set_level(name, torch.tensor(level.normal_scores), level.typical)
 
     def set_target_fpr(self, target_fpr: float) -> Calibration:
         """Move the threshold to where another share of normal images is expected above; scores move with it.
