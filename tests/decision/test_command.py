@@ -235,7 +235,7 @@ def test_the_command_line(tmp_path, capsys) -> None:
     path = export(Scorer(), tmp_path, ".onnx")
     parser = ArgumentParser()
     add_arguments(parser)
-    assert run(parser.parse_args([str(path), "--target_fpr", "0.3"])) == 0
+    assert run(parser.parse_args([str(path), "--target-fpr", "0.3"])) == 0
     assert Calibration.load(tmp_path / "model-threshold.calibration.json").target_fpr == 0.3
     assert run(parser.parse_args([str(path)])) == 0
     assert "target_fpr=0.1" in capsys.readouterr().out
