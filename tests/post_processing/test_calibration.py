@@ -25,7 +25,8 @@ def restored(saved, **kwargs):
     """As anomalib restores a checkpoint: options first, then tensors."""
     processor = NormalQuantilePostProcessor(**kwargs)
     processor.load_checkpoint_config(saved.checkpoint_config())
-    processor.load_state_dict(saved.state_dict())
+    for _ in range(2):  # as Lightning does where a module is found twice
+        processor.load_state_dict(saved.state_dict())
     return processor
 
 

@@ -81,7 +81,7 @@ class NormalQuantilePostProcessor(PostProcessor):
         self.target_fpr = DEFAULT_TARGET_FPR if target_fpr is None else target_fpr
         check_share(target_fpr=self.target_fpr)
         self._given = given if target_fpr is None else {**given, "target_fpr": target_fpr}
-        self._unmoved: float | None = None  # the target_fpr of a checkpoint whose threshold is not yet the given one
+        self._unmoved: float | None = None  # the target_fpr of a checkpoint, where another one was given
         for level in LEVELS:
             self.register_buffer(f"_{level}_scale", torch.tensor(float("nan")))
             self.register_buffer(f"_{level}_typical", torch.tensor(float("nan")))
@@ -254,8 +254,10 @@ class NormalQuantilePostProcessor(PostProcessor):
             state_dict.setdefault(f"{prefix}_{level}_normal_scores", scores)
             state_dict.setdefault(f"{prefix}_{level}_typical", torch.tensor(float("nan")))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self._unmoved is not None and self.calibration is not None:
-            self.set_target_fpr(self.target_fpr)
+        if self._unmoved is not None:  # every time: Lightning loads some modules twice
+            for level in LEVELS:
+                if len(self._buffer(level, "normal_scores")):
+                    self._move(level)
 
     def require_moved(self) -> None:
         """Refuse a threshold that could not follow a ``target_fpr`` that was given beside a checkpoint.
@@ -263,7 +265,7 @@ class NormalQuantilePostProcessor(PostProcessor):
         Raises:
             ValueError: If it is still the checkpoint's.
         """
-        if self._unmoved is not None:
+        if self._unmoved is not None and self.calibration is None:
             msg = f"target_fpr={self.target_fpr} was given, the checkpoint's is {self._unmoved}. {NO_CALIBRATION}"
             raise ValueError(msg)
 
@@ -274,6 +276,8 @@ class NormalQuantilePostProcessor(PostProcessor):
         del trainer, pl_module
         self.require_moved()
         self._order.start()
+        if self._unmoved is not None:
+            self._warn_of_few()
         if self.enable_thresholding and self.image_threshold.isnan():
             logger.warning("No normal image was validated, so there is no threshold: every image is labelled normal.")
 

@@ -108,7 +108,7 @@ class PredictionTable(Callback):
         scores = batch.pred_score.flatten().tolist()
         raw = _values(getattr(batch, "raw_score", None), len(scores))
         p = [None] * len(scores)
-        if self._calibration is not None:
+        if self._calibration is not None and None not in raw:
             p = p_values(raw, self._calibration.image.normal_scores).tolist()
         columns: dict[str, list[Any]] = {
             "path": list(map(str, batch.image_path or [""] * len(scores))),
