@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from anomalib.data.utils import read_image
+from anomalib_defend.nn.pretrained import load_weights
 
 from anomalib_defend import DN2
 from anomalib_defend.decision import Calibration, Level, least_fdr, p_values, select
 from anomalib_defend.decision.calibration import threshold_and_scale
-from anomalib_defend.nn.pretrained import load_weights
 
 MEMORY, TEST = 300, 300
 DRAWS = 200
@@ -60,9 +60,8 @@ def score(shared: Path, category: str) -> Pool:
                 for start in range(0, len(files), 32)
             ]
         )
-    model.model.memory, features = features[:MEMORY], features[MEMORY:]
-    near = (features @ model.model.memory.T).topk(model.model.num_neighbors).values
-    scores = (1 - near).mean(dim=1).numpy()
+    model.model.normality.fit(features[:MEMORY])
+    scores = model.model.normality(features[MEMORY:]).numpy()
     normal = len(names["1"]) - MEMORY
     return Pool(scores[:normal], scores[normal:])
 
@@ -74,7 +73,8 @@ def false_alarms(pool: Pool, count: int, target_fpr: float) -> str:
         drawn = rng.permutation(pool.normal)
         threshold, _ = threshold_and_scale(drawn[:count], 0.0, target_fpr)
         rates.append((drawn[count : count + TEST] > threshold).mean())
-    level = Level(*map(float, threshold_and_scale(drawn[:count], 0.0, target_fpr)), 0.0, tuple(drawn[:count].tolist()))
+    threshold, scale = threshold_and_scale(drawn[:count], 0.0, target_fpr)
+    level = Level(float(threshold), float(scale), 0.0, tuple(drawn[:count].tolist()))
     expected = Calibration(target_fpr, level).expected_count(TEST)
     low, high = np.quantile(rates, [0.025, 0.975])
     inside = np.mean([expected.low <= round(rate * TEST) <= expected.high for rate in rates])

@@ -1,4 +1,4 @@
-"""``anomalib-defend threshold``: the threshold of a checkpoint or an export, told, moved or computed anew."""
+"""What ``anomalib-defend threshold`` does: the threshold of a checkpoint or an export, told, moved or computed anew."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from .conformal import allowed_rank, check_share, needed_images
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
-
     from .calibration import Calibration
 
 CONDITION = (
@@ -114,42 +112,8 @@ def describe(calibration: Calibration) -> str:
     return "\n".join(lines)
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of `threshold`."""
-    parser.add_argument("model", type=str, help="checkpoint (.ckpt), .xml, .onnx, or a folder with one export")
-    parser.add_argument("--target-fpr", type=float, help="share of new normal images that may be called novel")
-    parser.add_argument(
-        "--calibrate",
-        type=str,
-        metavar="FOLDER",
-        help="normal images that trained nothing: compute the threshold anew from what the model says of them",
-    )
-    parser.add_argument(
-        "--hint", type=str, help="OpenVINO's precision (f32, bf16) to calibrate in; default: OpenVINO's own"
-    )
-    parser.add_argument(
-        "--labels",
-        type=bool,
-        help="for a checkpoint: false leaves labels out of predictions and exports, which then need no threshold",
-    )
-    parser.add_argument("--output", type=str, help="where the new model is written; default: beside the old one")
-
-
-def run(options: Namespace) -> int:
-    """Run `threshold`."""
-    threshold(
-        Path(options.model),
-        target_fpr=options.target_fpr,
-        calibrate=None if options.calibrate is None else Path(options.calibrate),
-        hint=options.hint,
-        labels=options.labels,
-        output=None if options.output is None else Path(options.output),
-    )
-    return 0
-
-
 def _images(folder: Path) -> list[Path]:
-    from anomalib_defend.data.class_folders import is_image  # noqa: PLC0415 - anomalib
+    from anomalib_defend.data.file_names import is_image  # noqa: PLC0415 - anomalib
 
     if not folder.is_dir():
         msg = f"calibrate={str(folder)!r} is no folder: give one of normal images that trained nothing."

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from anomalib_defend.data.file_names import to_text
+
 from .conformal import select
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def cells(row: Row) -> list[str]:
         if name in {"label", "true_label"}:
             result.append(LABELS[value])
         elif name in {"path", "picture"}:
-            result.append(f"./{value}" if value.startswith(_RUNS) else value)  # the same file
+            text = to_text(value)
+            result.append(f"./{text}" if text.startswith(_RUNS) else text)  # the same file
         elif isinstance(value, str):
             result.append(f"'{value}" if value.startswith(_RUNS) else value)
         else:
@@ -65,7 +68,7 @@ def cells(row: Row) -> list[str]:
 
 
 def open_table(path: Path, mode: str) -> IO[str]:
-    """Open a table; bytes of a name that are no UTF-8 are written as backslash and number."""
+    """Open a table; what of an error's text is no UTF-8 is written as backslash and number."""
     return path.open(mode, newline="", encoding="utf-8", errors="backslashreplace")
 
 
