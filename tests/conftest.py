@@ -48,3 +48,10 @@ def shared() -> Path:
     if not folder or not (Path(folder) / "data" / "voc2012_animals.zip").is_file():
         pytest.skip("ANOMALIB_DEFEND_SHARED does not name a folder with the project's shared data")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup``, a file's tests share a process, as with ``loadfile``, where they name no group."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
