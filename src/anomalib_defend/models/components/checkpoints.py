@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VERSION_KEY = "anomalib_defend_version"
+MODEL_KEY = "anomalib_defend_model"  # not in checkpoints of version 0.1
 
 
 class AtomicCheckpointIO(AnomalibCheckpointIO):
@@ -126,21 +127,24 @@ def renamed(checkpoint: Mapping[str, Any], names: Mapping[str, str]) -> None:
             state[new + name.removeprefix(old)] = state.pop(name)
 
 
-def verify_content(checkpoint: Mapping[str, Any], model: str, tensor: str, arguments: Collection[str]) -> None:
+def verify_content(
+    checkpoint: Mapping[str, Any], models: Sequence[str], tensor: str, arguments: Collection[str]
+) -> None:
     """Check that a checkpoint is of the right model, names its networks' arguments, and holds finite weights.
 
     Args:
         checkpoint: What ``read_checkpoint`` returns.
-        model: Name of the model.
+        models: Name of the model, and of those that it derives from.
         tensor: A tensor that the checkpoints of this model hold, and those of no other.
         arguments: Names of the arguments that its networks are built from.
 
     Raises:
         ValueError: If it is not.
     """
-    state = checkpoint["state_dict"]
-    if tensor not in state:
-        msg = f"ckpt_path is not a checkpoint of {model}: train one with `anomalib train --model {model} ...`."
+    state, model, of = checkpoint["state_dict"], models[0], checkpoint.get(MODEL_KEY)
+    if tensor not in state or of not in {None, *models}:
+        but = f", but of {of}" if of else ""
+        msg = f"ckpt_path is not a checkpoint of {model}{but}: train one with `anomalib train --model {model} ...`."
         raise ValueError(msg)
     absent = sorted(set(arguments) - checkpoint.get("hyper_parameters", {}).keys())
     if absent:
