@@ -93,13 +93,17 @@ def read_checkpoint(
         what = "is a folder, not a .ckpt file" if path.is_dir() else "does not exist"
         msg = f"{where} {what} (working directory {Path.cwd()})."
         raise FileNotFoundError(msg)
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()  # torch reads on, whatever the check sums say
+        damage = f"the check sum of {wrong} is wrong" if wrong else ""
+    except zipfile.BadZipFile as error:
         msg = f"{where} is no checkpoint, or only a part of one: give a .ckpt file that a finished epoch has left."
-        raise ValueError(msg)
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch reads on, whatever the check sums say
-    if damaged:
-        msg = f"{where} is damaged (the check sum of {damaged} is wrong): take another copy of it, or train anew."
+        raise ValueError(msg) from error
+    except Exception as error:  # many types, for damaged headers
+        damage = _reason(error)
+    if damage:
+        msg = f"{where} is damaged ({damage}): take another copy of it, or train anew."
         raise ValueError(msg)
     try:
         with anomalib_safe_globals(extra=extra_safe_globals):
