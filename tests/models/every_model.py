@@ -50,9 +50,14 @@ class Row(NamedTuple):
         return "seed" in self.arguments
 
     def build(self, chance: int = 0, **changed: Any) -> NoveltyDetectorMixin:
-        """The model; the random state is that of ``chance``, which is to decide nothing where there is a seed."""
+        """The model, after which the random state is that of ``chance``: it is to decide nothing.
+
+        Where there is no seed, it decides the random weights of an encoder, which stand for pretrained ones.
+        """
         torch.manual_seed(100 + chance if self.seeded else 0)
-        return self.model(**{**self.arguments, **changed})
+        model = self.model(**{**self.arguments, **changed})
+        torch.manual_seed(100 + chance)
+        return model
 
 
 ROWS = (

@@ -1,8 +1,10 @@
 """What every model of this package holds to; a new one joins by a line in `every_model.py`."""
 
+import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,19 +93,18 @@ def used(fitted):
 def exported(fitted):
     """A model after its exports, and these: torch, ONNX and OpenVINO."""
     pytest.importorskip("openvino")
-    model, folder, onnx = fitted.load(), fitted.folder / "exports", []
+    model, folder = fitted.load(), fitted.folder / "exports"
     with pytest.MonkeyPatch.context() as patch:  # one conversion serves both
         to_onnx = type(model).to_onnx
 
         def keep(self, *args, **kwargs):
             path = to_onnx(self, *args, **kwargs)
-            onnx.append(path.read_bytes())
+            shutil.copytree(path.parent, folder / "onnx")  # the weights lie beside it
             return path
 
         patch.setattr(type(model), "to_onnx", keep)
         xml = model.to_openvino(folder)
-    (folder / "model.onnx").write_bytes(onnx[0])
-    return model, model.to_torch(folder), folder / "model.onnx", xml
+    return model, model.to_torch(folder), folder / "onnx" / "model.onnx", xml
 
 
 def predict(model, images) -> InferenceBatch:
@@ -137,6 +138,7 @@ def test_a_checkpoint_brings_all_arguments(fitted, tmp_path):
 
 
 def test_predictions_are_complete(fitted):
+    """Scores, labels and maps, of a batch as of each image."""
     predictions = fitted.predictions
     assert predictions.pred_score.shape == predictions.pred_label.shape == (3,)
     assert predictions.pred_score.isfinite().all()
@@ -145,6 +147,9 @@ def test_predictions_are_complete(fitted):
     if predictions.anomaly_map is not None:
         assert predictions.anomaly_map.shape[:2] == (3, 1)
         assert predictions.anomaly_map.isfinite().all()
+    model = fitted.load()
+    alone = torch.cat([predict(model, image).pred_score for image in fitted.images.split(1)])
+    torch.testing.assert_close(alone, predictions.pred_score, rtol=0, atol=2e-5)
 
 
 class Evil:
@@ -468,6 +473,14 @@ def test_two_processes_agree(fitted, tmp_path):
     if not fitted.trains:  # nothing but a pass over the normal images: as in one process
         for name, value in fitted.state.items():
             torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+    model = fitted.row.model.load_from_checkpoint(checkpoints(tmp_path)[-1]).eval()
+    if hasattr(model.model, "encode"):  # what all processes have seen of the normal images, seen by one
+        images = fitted.data
+        images.setup()
+        inputs = torch.cat([model.pre_processor(item.image[None]) for item in images.train_data])
+        expected = copy.deepcopy(model.model.normality)
+        expected.fit(model.model.encode(inputs))
+        torch.testing.assert_close(state_of(model.model.normality), state_of(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
