@@ -1,4 +1,4 @@
-"""A ViT of 10,000 parameters, registered with timm as ``vit_miniature_patch8_32``: tests build and train it in no time."""
+"""A ViT of 10,000 parameters, known to timm as ``vit_miniature_patch8_32``: built and trained in no time."""
 
 from typing import Any
 

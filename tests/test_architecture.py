@@ -1,8 +1,13 @@
-"""Imports go one way: nn <- models/*/torch_model <- models/*/lightning_model; data and models never see each other."""
+"""Imports go one way, those for type checkers included, and every folder's docstring is true.
+
+``nn`` <- ``models/*/torch_model`` <- ``models/components`` <- ``models/*``. Data and models do not see each other,
+models never import each other, and the trainer is known to ``models/components`` alone.
+"""
 
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,11 +18,10 @@ NAME = "anomalib_defend"
 PACKAGE = Path(anomalib_defend.__file__).parent
 FILES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
 
-TENSORS = {"torch", "torchvision", "timm", "einops", "safetensors", "huggingface_hub", "sklearn", "threadpoolctl"}
+ARITHMETIC = {"torch", "torchvision", "timm", "einops", "sklearn", "threadpoolctl", "numpy"}  # no network, hub or file
 LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
-DRIVERS = ("benchmark", "example")
-# the part of a model that sees Lightning
-TRAINING = {"lightning_model.py", "training.py", "stages.py", "batches.py", "checkpoints.py"}
+PROGRAMS = ("benchmark", "commands", "example")  # they drive the rest, which does not know them
+NETWORKS = {"torch_model.py", "loss.py", "generator.py"}
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -45,21 +49,31 @@ def own(*parts: str) -> list[str]:
 def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for each rule
     """Whether the file at ``path`` may import ``name``."""
     top, part = name.partition(".")[0], path.partition("/")[0]
+    folder = ".".join([NAME, *Path(path).parent.parts])
+    if path == "_version.py":  # a leaf
+        return False
     if top in sys.stdlib_module_names:
         return True
     if path in {"_autoload.py", "__init__.py"}:  # run at every start of the interpreter
-        return path == "__init__.py" and within(name, *own("data", "models"))  # for type checkers
+        return path == "__init__.py" and within(
+            name, *own("data", "models", "_version")
+        )  # the former for type checkers
     if part == "nn":
-        return top in TENSORS or within(name, *own("nn"))
-    if part == "models" and Path(path).name in {"torch_model.py", "loss.py"}:
-        folder = ".".join([NAME, *Path(path).parent.parts])
-        return top in TENSORS or name == "anomalib.data.InferenceBatch" or within(name, *own("nn"), folder)
-    if within(name, *own(*DRIVERS)):  # the benchmark runs on the example too
-        return part in DRIVERS and (within(name, *own(part)) or part == "benchmark")
+        return top in ARITHMETIC or within(name, *own("nn"))
+    if part == "models" and Path(path).name in NETWORKS:
+        return (
+            top in {*ARITHMETIC, "diffusers"}
+            or name == "anomalib.data.InferenceBatch"
+            or within(name, *own("nn"), folder)
+        )
+    if within(name, *own(*PROGRAMS)):
+        return part in PROGRAMS or (path, name) == ("models/__init__.py", f"{NAME}.example.encoder")
     if top in LIGHTNING:
-        return Path(path).name in TRAINING or part in {"pre_processing", "post_processing", *DRIVERS}
+        return part in {"pre_processing", "post_processing", *PROGRAMS} or path.startswith("models/components/")
     if part == "data":
         return not within(name, *own("models", "nn"), "anomalib.models")
+    if part == "models" and within(name, *own("models")) and path != "models/__init__.py":
+        return within(name, folder, *own("models.components"))  # its own folder, and what all share
     if part == "models":
         return not within(name, *own("data"))
     return True
@@ -74,18 +88,24 @@ def test_imports_go_one_way(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "name"),
     [
+        ("_version.py", "os"),
+        ("_autoload.py", "torch"),
         ("nn/vit.py", "anomalib.data.InferenceBatch"),
         ("nn/vit.py", "lightning.LightningModule"),
+        ("nn/vit.py", "huggingface_hub.hf_hub_download"),
+        ("nn/vit.py", f"{NAME}.example.encoder"),
         ("nn/vit.py", f"{NAME}.models.defend.loss.dense_loss"),
         ("models/defend/torch_model.py", "anomalib.data.ImageBatch"),
         ("models/defend/torch_model.py", "lightning.pytorch.Trainer"),
-        ("models/defend/torch_model.py", f"{NAME}.models.knn.torch_model.Knn"),
+        ("models/defend/torch_model.py", f"{NAME}.models.components.teacher_cache.TeacherCache"),
+        ("models/defend/stages.py", "lightning.pytorch.Trainer"),
+        ("models/defend/lightning_model.py", f"{NAME}.models.dn2.torch_model.DN2Model"),
+        ("models/components/stage.py", f"{NAME}.models.dn2.torch_model.DN2Model"),
         ("models/defend/lightning_model.py", f"{NAME}.data.SemanticVOC"),
         ("models/defend/lightning_model.py", f"{NAME}.example.scenes.load_part"),
         ("data/voc.py", f"{NAME}.models.Defend"),
         ("data/voc.py", "lightning.LightningDataModule"),
-        ("example/scenes.py", f"{NAME}.benchmark.tables"),
-        ("_autoload.py", "torch"),
+        ("post_processing/metrics.py", f"{NAME}.benchmark.plan"),
     ],
 )
 def test_the_rules_forbid(path: str, name: str) -> None:
@@ -95,3 +115,26 @@ def test_the_rules_forbid(path: str, name: str) -> None:
 def test_relative_imports_are_resolved() -> None:
     names = {path: set(imports(file)) for path, file in FILES.items()}
     assert f"{NAME}.models.defend.Defend" in names["models/__init__.py"]
+
+
+def test_no_file_imports_itself_on_any_way() -> None:
+    """The package's own ``__init__`` apart, which imports nothing while it runs."""
+    modules = {
+        ".".join([NAME, *Path(path).with_suffix("").parts]).removesuffix(".__init__"): path
+        for path in FILES
+        if path != "__init__.py"
+    }
+
+    def module_of(name: str) -> str | None:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    graph = {
+        module: {found for name in imports(FILES[path]) if (found := module_of(name)) and found != module}
+        for module, path in modules.items()
+    }
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

@@ -24,7 +24,7 @@ TRAINER = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.
 def anomalib(tmp_path, monkeypatch):
     """``anomalib ARGUMENTS`` in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anomalib_defend.nn.prototypes.HIDDEN_DIM", 32)
+    monkeypatch.setattr("anomalib_defend.nn.dense_prototypes.HIDDEN_DIM", 32)
 
     def run(*arguments):
         return AnomalibCLI([str(argument) for argument in arguments])

@@ -9,7 +9,7 @@ from anomalib_defend.benchmark.reliability.soak import soak
 
 @pytest.fixture(autouse=True)
 def small_head(monkeypatch):
-    monkeypatch.setattr("anomalib_defend.nn.prototypes.HIDDEN_DIM", 32)
+    monkeypatch.setattr("anomalib_defend.nn.dense_prototypes.HIDDEN_DIM", 32)
 
 
 def test_memory_that_is_held_is_read():

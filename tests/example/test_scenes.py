@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from anomalib_defend.example import __main__ as command
+from anomalib_defend.example.encoder import MODEL_NAME, WEIGHTS
 from anomalib_defend.example.pretrain import as_tensors, evaluate, initialise, logits
 from anomalib_defend.example.scenes import CATEGORIES, Part, compose_scene, draw_classes, load_part, write_voc
-from anomalib_defend.nn.digits_vit import MODEL_NAME, WEIGHTS
 
 PARTS: tuple[Part, ...] = ("pretrain", "pretrain_val", "train", "val")
 
@@ -132,7 +132,7 @@ def test_command_says_where_and_how_many(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_teacher_is_created_offline_with_timm_options() -> None:
     code = (
-        "import timm, anomalib_defend.nn.digits_vit as vit\n"
+        "import timm, anomalib_defend.example.encoder as vit\n"
         "options = dict(num_classes=0, img_size=96, dynamic_img_size=True, drop_path_rate=0.1)\n"
         "model = timm.create_model(vit.MODEL_NAME, pretrained=True, **options)\n"
         "assert {p.dtype for p in model.parameters()} == {vit_dtype}\n"

@@ -15,7 +15,7 @@ TINY = {"backbone": "vit_digits_patch8_96", "pre_trained": False, "image_size": 
 @pytest.fixture(autouse=True)
 def small_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """The projection head would be most of every checkpoint that is written."""
-    monkeypatch.setattr("anomalib_defend.nn.prototypes.HIDDEN_DIM", 32)
+    monkeypatch.setattr("anomalib_defend.nn.dense_prototypes.HIDDEN_DIM", 32)
 
 
 @pytest.fixture(autouse=True)

@@ -1,19 +1,16 @@
-"""ARNet: what is erased, what is restored, how it is scored; training, resuming, checkpoints and exports."""
+"""ARNet: what is erased, what is restored, how it is scored (``test_every_model.py`` has the rest)."""
 
 import numpy as np
 import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
-from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import Folder
-from anomalib.models import get_model
 from lightning.pytorch import Callback
 from PIL import Image
 from torch import nn
 
 import anomalib_defend.models  # noqa: F401 - the bare name, also where the package is not installed
-from anomalib_defend import DN2, ARNet, SemanticFolder
-from anomalib_defend.benchmark.export import F32, engine_scores, openvino_scores
+from anomalib_defend import ARNet, SemanticFolder
 from anomalib_defend.models.arnet.torch_model import NUM_TRANSFORMS, ARNetModel, UNet, erase
 
 TINY = {"image_size": 32, "width": 4, "epochs": 2, "seed": 0}
@@ -252,16 +249,6 @@ def test_random_flip(images, make_data, make_engine, monkeypatch):
         assert (0.2 < np.mean(flipped) < 0.8) if flip else all(same)
 
 
-def test_the_same_seed_gives_the_same_bits(trained, make_data, make_engine):
-    _, first, _ = trained
-    torch.rand(3)  # what happened before does not matter
-    same, other = ARNet(**TINY), ARNet(**{**TINY, "seed": 1})
-    make_engine().fit(same, datamodule=make_data())
-    make_engine().fit(other, datamodule=make_data())
-    assert not differing(first, same)
-    assert "model.unet.out.weight" in differing(first, other)
-
-
 def differing(first, second):
     first, second = first.state_dict(), second.state_dict()
     return {name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())}
@@ -289,17 +276,6 @@ def test_a_finished_run_goes_on_with_more_epochs(trained, make_data, make_engine
         engine.fit(model, datamodule=make_data())
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(make_data, make_engine):
-    with pytest.raises(FloatingPointError, match=r"train_loss is .* in epoch 0, batch \d: lower lr"):
-        make_engine().fit(ARNet(**{**TINY, "lr": 1e30}), datamodule=make_data())
-
-
-def test_fast_dev_run(make_data, make_engine):
-    model = ARNet(**TINY)
-    make_engine(fast_dev_run=True).fit(model, datamodule=make_data())
-    assert model.trained_steps == 1
-
-
 # ----------------------------------------------------------------------------------- evaluation, checkpoints and export
 
 
@@ -325,55 +301,3 @@ def test_pixels_are_judged_where_there_are_masks(make_engine, tmp_path):
     (metrics,) = engine.test(model, datamodule=data)
     assert metrics["pixel_AUROC"] > 0.9
     assert list((tmp_path / "results").rglob("images/**/*.png"))
-
-
-def test_a_checkpoint_needs_no_argument(trained, make_engine):
-    engine, model, data = trained
-    expected = engine.test(model, datamodule=data)
-    fresh = ARNet()
-    assert make_engine().test(fresh, datamodule=data, ckpt_path=engine.best_model_path) == expected
-    assert fresh.hparams.width == 4
-    assert fresh.pre_processor.resize.size == [32, 32]
-    assert not differing(model, fresh)
-    assert not differing(model, ARNet.load_from_checkpoint(engine.best_model_path))
-
-
-def test_a_checkpoint_of_another_model_is_refused(trained, make_engine):
-    _, _, data = trained
-    engine = make_engine()
-    engine.fit(DN2(backbone="vit_digits_patch8_96", pre_trained=False, image_size=32), datamodule=data)
-    with pytest.raises(ValueError, match="not a checkpoint of ARNet"):
-        make_engine().test(ARNet(**TINY), datamodule=data, ckpt_path=engine.best_model_path)
-
-
-def test_untrained_it_is_refused(make_data, make_engine, tmp_path):
-    for action in ("test", "predict"):
-        with pytest.raises(RuntimeError, match=f"Cannot {action}: this ARNet has not been trained"):
-            getattr(make_engine(), action)(ARNet(**TINY), datamodule=make_data())
-    with pytest.raises(RuntimeError, match="Cannot export: this ARNet has not been trained"):
-        make_engine().export(ARNet(**TINY), "torch", export_root=tmp_path)
-
-
-@pytest.mark.slow
-def test_exports_give_the_engines_scores(trained, tmp_path):
-    pytest.importorskip("openvino")
-    engine, model, data = trained
-    paths = list(data.test_data.samples.image_path)[:4]
-    model.post_processor.enable_normalization = False
-    expected = engine_scores(model, paths).raw
-    for path in (model.to_openvino(tmp_path), model.to_onnx(tmp_path)):
-        np.testing.assert_allclose(openvino_scores(path, paths, F32).raw, expected, rtol=1e-3)
-    loaded = torch.load(engine.export(model, "torch", export_root=tmp_path), weights_only=False)["model"]
-    assert np.array_equal(engine_scores(loaded, paths).raw, expected)
-
-
-def test_the_bare_name(pictures, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert isinstance(get_model("arnet", **TINY), ARNet)
-    data = ["--data", "anomalib_defend.SemanticFolder", "--data.root", str(pictures), "--data.category", "meadow"]
-    run = AnomalibCLI([
-        "train", "--model", "ARNet", "--model.image_size", "32", "--model.width", "4", "--model.epochs", "1", *data,
-        "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-    ])  # fmt: skip
-    assert 0 <= run.engine.trainer.callback_metrics["image_AUROC"] <= 1
-    assert list((tmp_path / "results" / "ARNet").rglob("images/**/*.png"))

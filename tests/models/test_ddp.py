@@ -16,13 +16,14 @@ torch.set_num_threads(1)
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.engine import Engine
 from anomalib_defend import Defend, SemanticVOC
-import anomalib_defend.nn.prototypes as prototypes
+import anomalib_defend.nn.dense_prototypes as prototypes
 
 prototypes.HIDDEN_DIM = 32
+import anomalib_defend.models.components.teacher_pass as teacher_pass
 import anomalib_defend.models.defend.torch_model as torch_model
 
 voc, out, strategy, dense_epochs, ckpt_path, cache = sys.argv[1:]
-torch_model.CACHE_DTYPE = torch.float32
+teacher_pass.CACHE_DTYPE = torch.float32
 computed, teacher_output = [0], torch_model.DefendModel.teacher_output
 def counted(self, images, guide=False):
     computed[0] += guide * len(images)

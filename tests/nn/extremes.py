@@ -1,12 +1,15 @@
 """Numbers where arithmetic may go wrong."""
 
+import os
+
 import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-numbers = settings(max_examples=500, deadline=None, derandomize=True)  # the same cases in every run
+EXAMPLES = 500 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 50
+numbers = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)  # the same cases in every run
 
 seeds = st.integers(0, 2**31 - 1)
 sizes = st.tuples(st.integers(1, 20), st.integers(1, 20))

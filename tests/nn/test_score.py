@@ -5,8 +5,8 @@ from extremes import numbers, seeds, sizes, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalib_defend.models.defend.loss import feature_distance, normalize_features
-from anomalib_defend.nn.score import anomaly_map, l2_normalize
+from anomalib_defend.nn.distance import feature_distance, l2_normalize, normalize_features
+from anomalib_defend.nn.score import anomaly_map
 
 CHANNELS = 8
 tokens = tensors(2, st.integers(1, 12), CHANNELS)

@@ -8,7 +8,9 @@ from timm.layers import LayerScale
 from torch import nn
 
 from anomalib_defend.nn import vit as vits
-from anomalib_defend.nn.score import anomaly_map, l2_normalize
+from anomalib_defend.nn.distance import l2_normalize
+from anomalib_defend.nn.encoder import DataConfig, data_config
+from anomalib_defend.nn.score import anomaly_map
 
 TINY = "vit_digits_patch8_96"
 REGISTERS = "vit_small_patch14_reg4_dinov2"  # patch 14, [CLS] and 4 registers without position embedding
@@ -275,14 +277,11 @@ def test_an_unusual_vit_works_or_is_refused_when_it_is_built(name):
 
 
 def test_the_statistics_of_the_pretraining_are_known_without_building():
-    assert vits.data_config("vit_base_patch16_224.augreg_in21k_ft_in1k") == {
-        "image_size": (224, 224),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-    }
-    config = vits.data_config("deit_tiny_patch16_224")
-    assert config["mean"] == pytest.approx((0.485, 0.456, 0.406))
-    assert vits.data_config(REGISTERS)["image_size"] == (518, 518)
+    config = data_config("vit_base_patch16_224.augreg_in21k_ft_in1k")
+    assert config == DataConfig(image_size=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    config = data_config("deit_tiny_patch16_224")
+    assert config.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert data_config(REGISTERS).image_size == (518, 518)
 
 
 def test_l2_normalisation_is_float32_and_per_token():

@@ -31,7 +31,8 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
     90, 180 and 270 degrees. A step restores all four versions of each image. The score is the mean absolute restoration
     error, each transform's divided by its mean on the training images; the error is the anomaly map, too.
 
-    Source: Huang et al., "Attribute Restoration Framework for Anomaly Detection", 2019. The defaults are the paper's.
+    Source: Huang et al., "Attribute Restoration Framework for Anomaly Detection", 2019
+    (https://arxiv.org/abs/1911.10676). The defaults are the paper's.
 
     Args:
         image_size: Input height and width (one number for both), equal and a multiple of 16. The paper has 32 for small

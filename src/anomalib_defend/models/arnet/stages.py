@@ -13,9 +13,9 @@ from .torch_model import ARNetModel, absolute_error
 
 if TYPE_CHECKING:
     from anomalib.data import Batch
-    from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from anomalib_defend.models.components.run import Run
+    from anomalib_defend.models.components.stage import OptimizerLRScheduler
 
 NUM_LR_STEPS = 10
 

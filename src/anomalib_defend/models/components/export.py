@@ -29,15 +29,27 @@ FLOAT_OPERATIONS = [
 
 
 @contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Loggers that say nothing below a warning meanwhile."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
 def complete_export(root: Path) -> Iterator[Path]:
     """A folder to export into; its files move to ``root`` when the export is complete, a failed one changes nothing.
 
-    The exporter's thousands of log lines are kept back.
+    The exporter's thousands of log lines are kept back meanwhile.
     """
     root.mkdir(parents=True, exist_ok=True)
-    for name in ("onnx_ir", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with TemporaryDirectory(dir=root, prefix=".export-") as folder:
+    with quiet("onnx_ir", "onnxscript"), TemporaryDirectory(dir=root, prefix=".export-") as folder:
         yield Path(folder)
         for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
             target = root / file.relative_to(folder)
@@ -60,19 +72,19 @@ def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Mode
     """
     import nncf  # noqa: PLC0415 - optional extra
 
-    nncf.set_log_level(logging.WARNING)  # else a line for each operation
     images = calibration_images(datamodule)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
     # one at a time: the model resizes, images differ in size
     loader = DataLoader(Subset(images, order.tolist()), batch_size=1, collate_fn=images.collate_fn)
     logger.info("Calibrating on %d training images.", len(order))
-    return nncf.quantize(
-        model,
-        nncf.Dataset(loader, lambda batch: batch.image.numpy()),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(order),
-        ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS, validate=False),
-    )
+    with quiet("nncf"):  # else a line for each operation
+        return nncf.quantize(
+            model,
+            nncf.Dataset(loader, lambda batch: batch.image.numpy()),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(order),
+            ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS, validate=False),
+        )
 
 
 def calibration_images(datamodule: AnomalibDataModule | None) -> AnomalibDataset:

@@ -50,6 +50,7 @@ from .checkpoints import (
 from .encoder_weights import load_pretrained, load_weights
 from .export import calibration_images, complete_export, quantize
 from .guard import LossGuard, check_scores, check_weights
+from .run_folder import number_latest
 from .seeds import seed_epoch
 from .stage_runner import StageRunner
 
@@ -180,6 +181,8 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         if type(self.trainer.strategy.checkpoint_io) in {AnomalibCheckpointIO, TorchCheckpointIO}:  # not the user's own
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage != TrainerFn.FITTING:
+            if self.trainer.is_global_zero:
+                number_latest(Path(self.trainer.default_root_dir))
             return
         self._guard, self._first_epoch = LossGuard(), 0
         self._seed_run(self.hparams.get("seed"))

@@ -32,8 +32,8 @@ ROWS_AT_ONCE = 4096  # that processes exchange
 class NormalImages:
     """The training images beside the training: nothing of it, its random numbers included, changes.
 
-    They are read as the trainer's own loader reads them, without augmentations, and are preprocessed as in a training
-    step. Networks are in evaluation mode meanwhile.
+    They are read as the trainer's own loader reads them and preprocessed as in a training step, but without
+    augmentations. Networks are in evaluation mode meanwhile.
 
     Args:
         trainer: Its training loader names the images.
@@ -106,7 +106,7 @@ class NormalImages:
         return self._from_all_processes(table, len(rows))
 
     def batches(
-        self, what: str, network: nn.Module, rows: Sequence[int] | None = None, per_node: bool = False
+        self, what: str, network: nn.Module, rows: Sequence[int] | None = None, as_trained: bool = False
     ) -> Iterator[tuple[list[int], Batch]]:
         """This process's share of the images.
 
@@ -114,7 +114,7 @@ class NormalImages:
             what: Description of the progress bar.
             network: In evaluation mode meanwhile, with the same buffers in all processes.
             rows: Which images; all if ``None``.
-            per_node: Share them among the processes of each node, not among all.
+            as_trained: With the training's augmentations, and shared among the processes of each node, not among all.
 
         Yields:
             Their rows in the data set, and the preprocessed images on the device.
@@ -123,13 +123,14 @@ class NormalImages:
         rows, step = range(len(self)) if rows is None else rows, loader.batch_size or 1
         parts = [list(rows[start : start + step]) for start in range(0, len(rows), step)]
         rank, count = (
-            (trainer.local_rank, trainer.num_devices) if per_node else (trainer.global_rank, trainer.world_size)
+            (trainer.local_rank, trainer.num_devices) if as_trained else (trainer.global_rank, trainer.world_size)
         )
         own = parts[rank::count]
         if trainer.world_size > 1:
             for buffer in network.buffers():  # batch norms of the processes differ by their last batch
                 distributed.broadcast(buffer, 0)
-        batches = zip(own, self.read(self.without_augmentations(), list(chain(*own))), strict=True)
+        dataset = self.dataset if as_trained else self.without_augmentations()
+        batches = zip(own, self.read(dataset, list(chain(*own))), strict=True)
         with evaluating(network), torch.inference_mode(mode=False), torch.no_grad():
             for part, batch in track(trainer, what, batches, len(own)):
                 with trainer.precision_plugin.forward_context():
@@ -157,10 +158,10 @@ class NormalImages:
         return batch
 
     def without_augmentations(self) -> AnomalibDataset:
-        """The same images, only resized as the model's pre-processor wants them where they were augmented."""
+        """The same images, only resized as the model's pre-processor wants them."""
         plain: Any = copy.copy(self.dataset)
         resizes = extract_transforms_by_type(getattr(self._model.pre_processor, "transform", None), v2.Resize)
-        if not_deterministic(plain.augmentations) and resizes:
+        if resizes:
             plain.augmentations = resizes[-1]
         return plain
 

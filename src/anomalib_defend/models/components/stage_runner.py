@@ -15,9 +15,9 @@ from .run import Run
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from anomalib.models.components import AnomalibModule
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-    from .lightning_model import NoveltyDetectorMixin
     from .stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class StageRunner(Callback):
 
     # ---------------------------------------------------------------------------------------------- start and end
 
-    def on_fit_start(self, trainer: Trainer, pl_module: NoveltyDetectorMixin) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Check what can be checked before any image is read.
 
         Raises:
@@ -119,7 +119,7 @@ class StageRunner(Callback):
         if not any(stage.trains for stage in self.stages):  # one batch says that there are images
             self._change(trainer, "limit_train_batches", 1)
 
-    def on_train_start(self, trainer: Trainer, pl_module: NoveltyDetectorMixin) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Plan the epochs of all stages.
 
         Raises:
@@ -148,30 +148,30 @@ class StageRunner(Callback):
             if epochs > 0:
                 self.stages[index].prepare(run, epochs)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: NoveltyDetectorMixin) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Let the stages go."""
         self._close(failed=False)
 
-    def on_exception(self, trainer: Trainer, pl_module: NoveltyDetectorMixin, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: AnomalibModule, exception: BaseException) -> None:
         """Give the trainer back as it was when a training fails or is interrupted."""
         self._close(failed=True)
         self._give_back(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: NoveltyDetectorMixin, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: AnomalibModule, stage: str) -> None:
         """Give the trainer back as it was."""
         self._give_back(trainer)
 
     # -------------------------------------------------------------------------------------------- epochs and steps
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: NoveltyDetectorMixin) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Enter the stage of this epoch."""
         self._enter(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: NoveltyDetectorMixin, *_args: object) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: AnomalibModule, *_args: object) -> None:
         """Enter the stage of this epoch, where a run was resumed in its middle."""
         self._enter(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: NoveltyDetectorMixin, *_args: object) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: AnomalibModule, *_args: object) -> None:
         """Tell the stage of an optimiser step, after which it may end."""
         self._batches += 1
         if trainer.global_step == self._steps:
@@ -182,12 +182,12 @@ class StageRunner(Callback):
             self._planned[self.index] = self._ended_after = trainer.current_epoch + 1 - self._first_epoch
             self._limit_epochs(trainer)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: NoveltyDetectorMixin) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Complete the model that is judged."""
         if self._entered == self.index:  # a training's validation
             self._complete()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: NoveltyDetectorMixin) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Complete the model where no validation has."""
         self.stage.end_epoch(self.run)
         if self.index == len(self.stages) - 1 and self.run.in_last_epoch:

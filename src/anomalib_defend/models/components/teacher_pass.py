@@ -125,7 +125,7 @@ class TeacherPass:
         """
         assert self._cache is not None  # noqa: S101 - for the type checker
         start = time.monotonic()
-        for rows, batch in run.images.batches("Teacher", teacher, per_node=True):
+        for rows, batch in run.images.batches("Teacher", teacher, as_trained=True):
             self._cache.write(rows[0], output(batch))
         run.barrier()  # all rows are written
         if run.local_rank == 0:

@@ -38,7 +38,8 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     a dense prototype loss. Stage 2 (MKD, ``distill_epochs``) distils it into a randomly initialised student that sees
     only the patches that the teacher attends to. The score is the distance between their normalised patch features.
 
-    Source: Salehi et al., "Redefining Normal", ACCV 2024. Defaults are the paper's best settings.
+    Source: Salehi et al., "Redefining Normal", ACCV 2024 (https://arxiv.org/abs/2412.11148). Defaults are the paper's
+    best settings.
 
     Args:
         backbone: Name of a timm ViT, for teacher and student.

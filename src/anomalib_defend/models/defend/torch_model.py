@@ -1,6 +1,7 @@
 """Teacher, student and prototypes: the two stages of DEFEND + MKD, and the novelty score.
 
-Source: Salehi et al., "Redefining Normal: A Novel Object-Level Approach for Multi-Object Novelty Detection", ACCV 2024.
+Source: Salehi et al., "Redefining Normal: A Novel Object-Level Approach for Multi-Object Novelty Detection", ACCV 2024
+(https://arxiv.org/abs/2412.11148).
 Shapes: B images, N patches on a (gh, gw) grid, D channels, n crops per image, K prototypes.
 """
 

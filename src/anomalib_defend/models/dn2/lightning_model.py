@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class DN2(NoveltyDetectorMixin, AnomalibModule):
     """Distance to the nearest normal images in the feature space of a frozen pretrained encoder.
 
-    Source: Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020. Nothing is trained: it is the
+    Source: Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020
+    (https://arxiv.org/abs/2002.10445). Nothing is trained: it is the
     baseline that every table of this package compares with.
 
     Args:

@@ -31,7 +31,8 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
     pretrained ViT, its first half frozen, learns normal against fake. The score is the distance to the 2 nearest normal
     images in its feature space.
 
-    Source: Mirzaei et al., "Fake It Till You Make It: Towards Accurate Near-Distribution Novelty Detection", 2022. The
+    Source: Mirzaei et al., "Fake It Till You Make It: Towards Accurate Near-Distribution Novelty Detection", 2022
+    (https://arxiv.org/abs/2205.14297). The
     classifier's settings are the paper's, as the generator's learning rate, clipping and noise schedule; no code of its
     generator was published.
 

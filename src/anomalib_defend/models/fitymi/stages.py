@@ -22,9 +22,9 @@ from .torch_model import FitymiModel
 
 if TYPE_CHECKING:
     from anomalib.data import Batch
-    from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from anomalib_defend.models.components.run import Run
+    from anomalib_defend.models.components.stage import OptimizerLRScheduler
 
 logger = logging.getLogger(__name__)
 

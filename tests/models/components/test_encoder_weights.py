@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from anomalib_defend.nn.pretrained import load_pretrained, load_weights
+from anomalib_defend.models.components.encoder_weights import load_pretrained, load_weights
 from anomalib_defend.nn.vit import create_vit
 
 TINY = "vit_digits_patch8_96"
@@ -150,7 +150,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(source, tmp_path, save):
 def test_code_in_the_hubs_cache_does_not_run(source, tmp_path, monkeypatch):
     path, trace = tmp_path / "pytorch_model.bin", tmp_path / "executed"
     torch.save({**source.state_dict(), "payload": Payload(str(trace))}, path)
-    monkeypatch.setattr("anomalib_defend.nn.pretrained._cached_file", lambda *_: str(path))
+    monkeypatch.setattr("anomalib_defend.models.components.encoder_weights._cached_file", lambda *_: str(path))
     name = "deit_tiny_patch16_224"
     vit = create_vit(name, (64, 64))
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm's floor would run it"))

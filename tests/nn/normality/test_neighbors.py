@@ -1,10 +1,10 @@
-"""Exact nearest neighbours (``nn.neighbors``)."""
+"""Exact nearest neighbours (``nn.normality.neighbors``)."""
 
 import torch
 import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 
-from anomalib_defend.nn.neighbors import neighbor_distance
+from anomalib_defend.nn.normality.neighbors import neighbor_distance
 
 
 def unit_vectors(number, seed):

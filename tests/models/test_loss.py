@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomalib_defend.models.defend.loss import dense_loss, feature_distance, normalize_features
+from anomalib_defend.models.defend.loss import dense_loss
+from anomalib_defend.nn.distance import feature_distance, normalize_features
 
 
 def test_dense_loss_equals_naive_cross_entropy():

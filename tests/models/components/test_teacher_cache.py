@@ -9,15 +9,16 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torchvision.transforms import v2
 
-from anomalib_defend.models.defend import teacher_cache, torch_model
-from anomalib_defend.models.defend.teacher_cache import (
+from anomalib_defend.models.components import teacher_cache, teacher_pass
+from anomalib_defend.models.components.teacher_cache import (
     CacheLayout,
     TeacherCache,
-    TeacherOutput,
     choose_place,
     fingerprint,
     reserve,
 )
+from anomalib_defend.models.defend.torch_model import DefendModel
+from anomalib_defend.nn.distance import TeacherOutput, TeacherShape
 
 PATHS = [f"{index}.png" for index in range(5)]
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ IMAGES = 9  # for training, in 3 batches
 @pytest.fixture
 def make(tmp_path):
     def _make(attention=True, dtype=torch.float16, layers=2):
-        layout = CacheLayout(len(PATHS), layers, patches=3, channels=4, attention=attention, dtype=dtype)
+        layout = CacheLayout(len(PATHS), TeacherShape(layers, patches=3, channels=4, attention=attention), dtype)
         file = tmp_path / "new" / "cache.part"
         reserve(file, layout.bytes)
         return TeacherCache(file, PATHS, layout), file
@@ -80,7 +81,7 @@ def test_what_was_read_is_a_copy(make):
 
 def test_an_image_that_was_not_there_is_named(make):
     cache, _ = make()
-    with pytest.raises(KeyError, match=r"7.png was not among the training images .* teacher_cache=off"):
+    with pytest.raises(KeyError, match=r"7.png was no training image .* teacher_cache=off"):
         cache.read(["0.png", "7.png"], CPU)
 
 
@@ -93,7 +94,7 @@ def test_a_file_of_another_size_is_refused(make):
 
 @pytest.mark.parametrize(("attention", "row"), [(True, 2 * 196 * 768 * 5 + 4 * 196), (False, 2 * 196 * 768 * 5)])
 def test_the_size_is_that_of_what_is_used(attention, row):
-    layout = CacheLayout(64_000, 5, 196, 768, attention, torch.float16)
+    layout = CacheLayout(64_000, TeacherShape(5, 196, 768, attention), torch.float16)
     assert layout.bytes == 64_000 * row
     assert str(layout) == "64000 images x 1.5 MB (float16) = 96." + ("4" if attention else "3") + " GB"
 
@@ -192,14 +193,14 @@ class Record(Callback):
 @pytest.fixture
 def computed(monkeypatch):
     """Numbers of images that the teacher computes for the student's training from now on."""
-    counts, teacher_output = [], torch_model.DefendModel.teacher_output
+    counts, teacher_output = [], DefendModel.teacher_output
 
     def counted(self, images, guide=False):
         if guide:
             counts.append(len(images))
         return teacher_output(self, images, guide)
 
-    monkeypatch.setattr(torch_model.DefendModel, "teacher_output", counted)
+    monkeypatch.setattr(DefendModel, "teacher_output", counted)
     return counts
 
 
@@ -213,7 +214,6 @@ def fit(make_model, make_data, make_engine):
         else:
             with pytest.raises(SystemExit):
                 engine.fit(model, datamodule=make_data(**(data or {})), ckpt_path=ckpt_path)
-        assert model.teacher_cache is None
         return model, record
 
     return _fit
@@ -233,7 +233,7 @@ def assert_same_weights(first, second, tolerance=0.0):
 def test_a_float32_cache_changes_nothing_but_the_number_of_teacher_passes(
     fit, computed, monkeypatch, tmp_path, place, num_workers, options
 ):
-    monkeypatch.setattr(torch_model, "CACHE_DTYPE", torch.float32)
+    monkeypatch.setattr(teacher_pass, "CACHE_DTYPE", torch.float32)
     data = {"num_workers": num_workers}
     plain, expected = fit("off", data=data, **options)
     without = sum(computed)
@@ -340,9 +340,9 @@ def test_a_cache_that_was_being_filled_is_filled_anew(fit, monkeypatch, tmp_path
             "augmented by RandomHor",
         ),
         ({"data": {"train_augmentations": v2.Compose([v2.RandomApply([v2.RGB()])])}}, "augmented by RandomApply"),
-        ({"distill_epochs": 1}, "stage 2 sees the images less than twice"),
-        ({"trainer": {"fast_dev_run": True}}, "stage 2 sees the images less than twice"),
-        ({"trainer": {"limit_train_batches": 1}}, "stage 2 sees the images less than twice"),
+        ({"distill_epochs": 1}, "the distillation sees the images less than twice"),
+        ({"trainer": {"fast_dev_run": True}}, "the distillation sees the images less than twice"),
+        ({"trainer": {"limit_train_batches": 1}}, "the distillation sees the images less than twice"),
     ],
 )
 def test_it_is_off_by_itself_and_says_why(fit, computed, caplog, options, reason):

@@ -7,7 +7,7 @@ from extremes import numbers, seeds, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalib_defend.nn.prototypes import EMBED_DIM, PrototypeHead, similarity, upsampled_similarity
+from anomalib_defend.nn.dense_prototypes import EMBED_DIM, PrototypeHead, similarity, upsampled_similarity
 
 
 def naive(embeddings, prototypes, size):
