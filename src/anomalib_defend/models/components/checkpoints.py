@@ -147,7 +147,7 @@ def verify_content(
     """
     state, model, of = checkpoint["state_dict"], models[0], checkpoint.get(MODEL_KEY)
     if tensor not in state or of not in {None, *models}:
-        but = f", but of {of}" if of else ""
+        but = f", but of {of}" if of not in {None, *models} else ""
         msg = f"ckpt_path is not a checkpoint of {model}{but}: train one with `anomalib train --model {model} ...`."
         raise ValueError(msg)
     absent = sorted(set(arguments) - checkpoint.get("hyper_parameters", {}).keys())
