@@ -258,8 +258,9 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         stage, index = self._runner.stage, self._runner.index
         result = stage.step(batch, self._runner.run)
         self.trained_steps[index] += 1  # decides what may be tested and exported
-        if result is None:
-            return None
+        if result is None:  # several processes have to have a loss, computed from a parameter
+            placeholder = getattr(self, PLACEHOLDER, None)
+            return None if placeholder is None else 1.0 * placeholder
         for name, value in {stage.loss_name: result.loss, **result.metrics}.items():
             # the bar shows the last step, which tells sooner than the mean of a long epoch
             self.log(name, value, prog_bar=True, batch_size=len(batch.image))
