@@ -34,7 +34,7 @@ FAKES = {"stop_step": 3, "generator_size": 8, "generator_channels": (8, 8), "sam
 
 
 class Row(NamedTuple):
-    """A model and the arguments that make it small."""
+    """A model and the arguments that make it small; the name of a variant has no hyphen, as `conftest.py` needs it."""
 
     model: type[NoveltyDetectorMixin]
     arguments: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 ROWS = (
     Row(Defend, TWO_STAGES),
-    Row(Defend, {**TWO_STAGES, "score": "prototypes"}, "-prototypes"),
+    Row(Defend, {**TWO_STAGES, "score": "prototypes"}, "_prototypes"),
     Row(Fitymi, {**VIT, **FAKES, "classifier_epochs": 2, "seed": 0}),
     Row(ARNet, {"image_size": 32, "width": 2, "epochs": 2, "seed": 0}),
     Row(DN2, VIT),

@@ -11,9 +11,7 @@ from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import NearestNeighbors
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-every_row = pytest.mark.parametrize(
-    "row", [pytest.param(row, id=row.name, marks=pytest.mark.xdist_group(row.name)) for row in ROWS]
-)
+every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
 @pytest.fixture(autouse=True)

@@ -40,9 +40,7 @@ def small_head() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(row, id=row.name, marks=pytest.mark.xdist_group(row.name)) for row in ROWS]
-)
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
 def row(request) -> Row:
     return request.param
 
