@@ -42,6 +42,7 @@ from anomalib_defend.pre_processing import ResizeNormalize
 
 from .arguments import as_pair
 from .checkpoints import (
+    MODEL_KEY,
     VERSION_KEY,
     AtomicCheckpointIO,
     LastEpoch,
@@ -265,8 +266,9 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         stage, index = self._runner.stage, self._runner.index
         result = stage.step(batch, self._runner.run)
         self.trained_steps[index] += 1  # decides what may be tested and exported
-        if result is None:
-            return None
+        if result is None:  # several processes have to have a loss, computed from a parameter
+            placeholder = getattr(self, PLACEHOLDER, None)
+            return None if placeholder is None else 1.0 * placeholder
         for name, value in {stage.loss_name: result.loss, **result.metrics}.items():
             # the bar shows the last step, which tells sooner than the mean of a long epoch
             self.log(name, value, prog_bar=True, batch_size=len(batch.image))
@@ -394,7 +396,7 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         checkpoint["state_dict"].pop(PLACEHOLDER, None)
         check_weights(checkpoint["state_dict"])
         super().on_save_checkpoint(checkpoint)
-        checkpoint[VERSION_KEY] = __version__
+        checkpoint.update({VERSION_KEY: __version__, MODEL_KEY: type(self).__name__})
         if self.run_seed is not None:
             checkpoint["hyper_parameters"]["seed"] = self.run_seed
         if "target_fpr" in checkpoint["hyper_parameters"]:  # of the threshold that is saved
@@ -408,8 +410,7 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         Raises:
             ValueError: If the checkpoint is of another model or version, or its weights hold NaN or infinity.
         """
-        renamed(checkpoint, self.tensors_of_0_1)
-        verify_content(checkpoint, type(self).__name__, self.distinctive_tensor, self.architecture)
+        self._verify_content(checkpoint)
         verify_components(checkpoint, self._checkpointable_components())
         self.migrate(checkpoint)
         saved, state = self.saved_arguments(checkpoint), checkpoint["state_dict"]
@@ -423,6 +424,11 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
             self._runner.begin(self.stages())
             if hasattr(self, PLACEHOLDER):
                 state[PLACEHOLDER] = torch.zeros(())
+
+    @classmethod
+    def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
+        renamed(checkpoint, cls.tensors_of_0_1)
+        verify_content(checkpoint, [base.__name__ for base in cls.__mro__], cls.distinctive_tensor, cls.architecture)
 
     def migrate(self, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint of version 0.1 one of this version, where names of tensors are not all that has changed."""
@@ -472,7 +478,7 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
             ValueError: If it is not a checkpoint of this model and version, is damaged, or holds code.
         """
         if "://" not in str(checkpoint_path):
-            read_checkpoint(checkpoint_path, mmap=True)
+            cls._verify_content(read_checkpoint(checkpoint_path, mmap=True))  # it is built from the arguments in it
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
