@@ -13,8 +13,9 @@ from torch import nn
 
 import miniatures
 from anomalib_defend import DN2, SemanticFolder
+from anomalib_defend.commands.threshold import add_arguments, run
 from anomalib_defend.decision.calibration import Calibration, calibration_path
-from anomalib_defend.decision.command import add_arguments, run, threshold
+from anomalib_defend.decision.command import threshold
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
 
 TINY = {"backbone": "vit_digits_patch8_96", "pre_trained": False, "image_size": 32}

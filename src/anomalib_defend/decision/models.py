@@ -169,11 +169,7 @@ class Checkpoint:
         if hint is not None:
             msg = f"hint={hint!r} is of OpenVINO: give its .xml file."
             raise ValueError(msg)
-        import anomalib_defend.models as package  # noqa: PLC0415 - seconds
-
-        classes = [getattr(package, name) for name in package.__all__]
-        (kind,) = [item for item in classes if item.landmark in self._content["state_dict"]]
-        model = kind.load_from_checkpoint(self._path, map_location="cpu").eval()
+        model = self._load().eval()
         scores, maps = [], []
         for image in images:
             predictions = model.model(model.pre_processor.transform(_read(image))[None])
@@ -181,6 +177,19 @@ class Checkpoint:
             if predictions.anomaly_map is not None:
                 maps.append((predictions.anomaly_map.max().item(), predictions.anomaly_map.mean().item()))
         return Measured(scores, maps)
+
+    def _load(self) -> Any:
+        import anomalib_defend.models as package  # noqa: PLC0415 - seconds
+        from anomalib_defend.models.components.checkpoints import MODEL_KEY  # noqa: PLC0415 - seconds
+
+        named = self._content.get(MODEL_KEY)
+        for name in [named] if named in package.__all__ else package.__all__:  # version 0.1 names none
+            try:
+                return getattr(package, name).load_from_checkpoint(self._path, map_location="cpu")
+            except ValueError:  # noqa: PERF203 - five at most
+                if name in {named, package.__all__[-1]}:
+                    raise
+        return None
 
     def arithmetic(self, hint: str | None) -> str:
         """A name for what the scores were computed in."""
