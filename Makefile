@@ -13,7 +13,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?= -m 'not slow'
 # Groups of tests (a file, or a model) side by side, a process of one thread for each core; PYTEST_WORKERS=0 runs them in this process
 PYTEST_WORKERS ?= auto
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses $(PYTEST_WORKERS) --maxprocesses 4 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile
 
 VENV := .venv
 LOWEST := .venv-lowest

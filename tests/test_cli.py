@@ -70,9 +70,13 @@ def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
     predict = anomalib("predict", "--model", "Defend", "--data", voc / "JPEGImages", "--ckpt_path", ckpt, *TRAINER)
     assert predict.model.hparams.backbone == "vit_digits_patch8_96"
     table = pd.read_csv(Path(predict.engine.trainer.default_root_dir) / "predictions.csv")
-    assert sorted(table.image_path) == sorted(map(str, (voc / "JPEGImages").iterdir()))
-    assert table.pred_score.between(0, 1).all()
-    assert ((table.pred_score > 0.5) == (table.pred_label == "novel")).all()
+    assert sorted(table.path) == sorted(map(str, (voc / "JPEGImages").iterdir()))
+    assert table.score.between(0, 1).all()
+    assert ((table.score > 0.5) == (table.label == "novel")).all()
+    tested = pd.read_csv(Path(test.engine.trainer.default_root_dir) / "test.csv")
+    assert set(tested.true_label) == {"normal", "novel"}
+    assert tested.p_value.between(0, 1).all()
+    assert "False alarms: " in caplog.text
 
     if pytest.importorskip("openvino"):
         anomalib("export", "--model", "Defend", "--ckpt_path", ckpt, "--export_type", "openvino")

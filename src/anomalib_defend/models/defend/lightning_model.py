@@ -65,7 +65,8 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         student_lr: Learning rate of stage 2.
         score: Of an image: "distance", the paper's mean distance of student and teacher; or "prototypes", how far the
             teacher's [CLS] is from k-means clusters of the normal training images. The map shows the distance.
-        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images.
+        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images. By
+            default 0.05, or what the checkpoint has.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
             "disk" (below ``default_root_dir``), "off", or "auto" for the first of them where there is ample room.
         seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without it one
@@ -114,7 +115,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: FeatureNorm = "l2",
         student_lr: float = 1e-5,
         score: Score = "distance",
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
         pre_processor: PreProcessor | bool = True,

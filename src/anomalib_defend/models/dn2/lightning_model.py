@@ -38,7 +38,8 @@ class DN2(NoveltyDetectorMixin, AnomalibModule):
         feature: "cls", the encoder's pooled output, or "mean_patch", the mean of a ViT's patch tokens.
         num_neighbors: k; the score is the mean distance to the k nearest.
         normalize: Cosine distance, not the squared Euclidean distance of the original.
-        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images.
+        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images. By
+            default 0.05, or what the checkpoint has.
         pre_processor: As in every anomalib model.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.
@@ -65,7 +66,7 @@ class DN2(NoveltyDetectorMixin, AnomalibModule):
         feature: Feature = "cls",
         num_neighbors: int = 2,
         normalize: bool = True,
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,

@@ -56,7 +56,8 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         fake_dir: Folder of your own fakes instead: no generator is trained, and `diffusers` is not needed.
         classifier_epochs: Epochs of the classifier, each over the normal images once.
         classifier_lr: Learning rate of the classifier.
-        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images.
+        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images. By
+            default 0.05, or what the checkpoint has.
         seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without it one
             is drawn, logged and saved in the checkpoint, and no later run finds the fakes again.
         pre_processor: As in every anomalib model; has to resize to 256 / 224 of ``image_size``.
@@ -97,7 +98,7 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         fake_dir: str | None = None,
         classifier_epochs: int = 30,
         classifier_lr: float = 4e-4,
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         seed: int | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
