@@ -39,6 +39,7 @@ from anomalib_defend.post_processing import (
     require_threshold,
 )
 from anomalib_defend.pre_processing import ResizeNormalize
+from anomalib_defend.visualization import NoveltyVisualizer
 
 from .arguments import as_pair
 from .checkpoints import (
@@ -321,8 +322,13 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
-        """The image beside its heat map, if there is one; the colours mean the same in all pictures."""
-        return ImageVisualizer(fields=["image"], overlay_fields=[("image", ["anomaly_map"])] if cls.has_map else [])
+        """A picture an image, with score, threshold and verdict."""
+        return NoveltyVisualizer()
+
+    @property
+    def map_note(self) -> str:
+        """A sentence on what the heat map shows, where it is another quantity than the score; pictures have it."""
+        return ""
 
     def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
         """Score a batch and log the mean score of the normal validation images as ``val_score``."""
