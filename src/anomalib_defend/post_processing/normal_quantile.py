@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from anomalib_defend.decision.calibration import Calibration, Level, threshold_and_scale
-from anomalib_defend.decision.conformal import allowed_rank, check_share, needed_images
+from anomalib_defend.decision.conformal import allowed_rank, check_share, needed_images, p_values
 
 from .processes import DataOrder
 from .validation import ValidationScores
@@ -333,8 +333,11 @@ class NormalQuantilePostProcessor(PostProcessor):
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=maps, pred_mask=mask)
 
     def post_process_batch(self, batch: Batch) -> None:
-        """Label and scale a batch in place; its scores before scaling stay in ``batch.raw_score``."""
+        """Label and scale a batch in place; ``raw_score`` are its scores before, ``p_value`` what they mean."""
         batch.raw_score = batch.pred_score
+        normal = self._buffer("image", "normal_scores")
+        if batch.pred_score is not None and len(normal):
+            batch.p_value = torch.from_numpy(p_values(batch.pred_score.float().cpu(), normal.cpu()))
         done = self.forward(InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map))
         for field in ("pred_score", "pred_label", "anomaly_map", "pred_mask"):
             if getattr(done, field) is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from anomalib_defend.decision.conformal import check_share, p_values
+from anomalib_defend.decision.conformal import check_share
 from anomalib_defend.decision.table import Row, append, append_chosen, write_header
 
 from .processes import DataOrder, gather, is_several
@@ -107,15 +107,12 @@ class PredictionTable(Callback):
     def _describe(self, batch: Batch) -> list[Row]:
         scores = batch.pred_score.flatten().tolist()
         raw = _values(getattr(batch, "raw_score", None), len(scores))
-        p = [None] * len(scores)
-        if self._calibration is not None and None not in raw:
-            p = p_values(raw, self._calibration.image.normal_scores).tolist()
         columns: dict[str, list[Any]] = {
             "path": list(map(str, batch.image_path or [""] * len(scores))),
             "score": scores,
             "label": _values(batch.pred_label, len(scores)),
             "raw_score": raw,
-            "p_value": p,
+            "p_value": _values(getattr(batch, "p_value", None), len(scores)),
             "true_label": _values(batch.gt_label, len(scores)),
         }
         for name in ("categories", "box", "picture"):  # of data sets and visualizers that know them

@@ -142,6 +142,12 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
         self.model = self.build()
 
+    @property
+    def map_note(self) -> str:
+        """The map shows the distance, whatever the score is."""
+        other = self.hparams.score == "prototypes"
+        return "The map shows the distance of student and teacher, not the score." if other else ""
+
     def build(self, state: Mapping[str, torch.Tensor] | None = None) -> DefendModel:
         """The networks, with as many prototypes as were trained."""
         number = self.hparams.num_prototypes or DEFAULT_NUM_PROTOTYPES

@@ -43,7 +43,7 @@ class DN2(NoveltyDetectorMixin, AnomalibModule):
         pre_processor: As in every anomalib model.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.
-        visualizer: As in every anomalib model; off by default, since there is no heat map.
+        visualizer: As in every anomalib model; there is no heat map.
 
     Raises:
         ValueError: If an argument is out of range, named with what is possible.
@@ -70,7 +70,7 @@ class DN2(NoveltyDetectorMixin, AnomalibModule):
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
-        visualizer: ImageVisualizer | bool = False,
+        visualizer: ImageVisualizer | bool = True,
     ) -> None:
         check_ranges(num_neighbors=(num_neighbors, 1, None))
         check_choices(feature=(feature, get_args(Feature)))

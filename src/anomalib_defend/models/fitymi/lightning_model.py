@@ -63,7 +63,7 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         pre_processor: As in every anomalib model; has to resize to 256 / 224 of ``image_size``.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.
-        visualizer: As in every anomalib model; off by default, since there is no heat map.
+        visualizer: As in every anomalib model; there is no heat map.
 
     Raises:
         ValueError: If an argument is out of range, named with what is possible.
@@ -103,7 +103,7 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
-        visualizer: ImageVisualizer | bool = False,
+        visualizer: ImageVisualizer | bool = True,
     ) -> None:
         check_ranges(
             stop_step=(stop_step, 1, None),
