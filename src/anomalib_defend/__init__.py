@@ -10,7 +10,7 @@ Reading order, along the path that an image takes:
 3. ``nn.encoder``, ``nn.vit`` (patch tokens, attention), ``nn.crops``, ``nn.sinkhorn``, ``nn.dense_prototypes``,
    ``nn.masking``, ``nn.distance`` (student and teacher), ``nn.normality`` (what is normal), ``nn.score`` (the map)
 4. ``models.components``: ``stage`` (a part of a training), ``run`` (what it may ask), ``normal_images`` (the one pass
-   over them), ``stage_runner`` (the only file that tells the trainer what to do), ``lightning_model`` (the rest)
+   over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
    ``models.arnet`` (restoration): each with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,

@@ -1,6 +1,7 @@
-"""What every model of this package does alike: training in stages, evaluation, checkpoints and exports.
+"""`NoveltyDetectorMixin`, what every model of this package does alike.
 
-A model names what is its own (see `NoveltyDetectorMixin`); everything here happens without it.
+The files read in this order: ``contract`` (what a model says of itself), ``training``, ``evaluation``, and here
+checkpoints and exports.
 """
 
 from __future__ import annotations
@@ -9,44 +10,21 @@ import gc
 import inspect
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib import LearningType
-from anomalib.data import Batch, InferenceBatch
 from anomalib.deploy import CompressionType
-from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
-from anomalib.metrics.evaluator import Evaluator
-from anomalib.models.components import AnomalibModule
-from anomalib.visualization import ImageVisualizer
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import seed_everything
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
-from torch import nn
 
 from anomalib_defend._version import __version__
 from anomalib_defend.decision import Calibration, calibration_path
-from anomalib_defend.nn.encoder import DataConfig, data_config
-from anomalib_defend.nn.normality import Normality
 from anomalib_defend.nn.vit import plain_attention
 from anomalib_defend.post_processing import (
-    AUROC,
-    F1Score,
-    NormalQuantilePostProcessor,
-    PredictionTable,
     require_threshold,
 )
-from anomalib_defend.pre_processing import ResizeNormalize
-from anomalib_defend.visualization import NoveltyVisualizer
 
-from .arguments import as_pair
 from .checkpoints import (
     MODEL_KEY,
     VERSION_KEY,
-    AtomicCheckpointIO,
-    LastEpoch,
     differing,
     read_checkpoint,
     renamed,
@@ -54,343 +32,27 @@ from .checkpoints import (
     verify_content,
     verify_shapes,
 )
-from .encoder_weights import load_pretrained, load_weights
+from .evaluation import Evaluation
 from .export import calibration_images, complete_export, quantize
-from .guard import LossGuard, check_scores, check_weights
-from .run_folder import number_latest
-from .seeds import seed_epoch
-from .stage_runner import StageRunner
+from .guard import check_weights
+from .training import PLACEHOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from anomalib.post_processing import PostProcessor
-    from anomalib.pre_processing import PreProcessor
-    from lightning.pytorch import Callback
     from typing_extensions import Self
 
-    from .stage import Stage
 
 logger = logging.getLogger(__name__)
 
 ONNX_OPSET = 18  # what torch's exporter writes; anomalib's default of 14 makes it try, and fail, to convert down
-PLACEHOLDER = "ddp_placeholder"
 
 
-class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type: ignore[misc]
+class NoveltyDetectorMixin(Evaluation):
     """Comes before ``AnomalibModule`` in a model's bases, which anomalib wants to see there directly.
 
-    The model names what is its own: the attributes below, ``build`` and ``stages``. Its ``__init__`` checks its
-    arguments, calls this one's, and sets ``self.model`` to a network whose ``forward`` gives an ``InferenceBatch``.
+    The model names what is its own, see `Contract`; training, evaluation, checkpoints and exports happen without it.
     """
-
-    distinctive_tensor: ClassVar[str]
-    """A tensor that the checkpoints of this model hold, and those of no other."""
-
-    architecture: ClassVar[tuple[str, ...]]
-    """The arguments that the networks are built from."""
-
-    stage_names: ClassVar[tuple[str, ...]]
-    """Of the stages of its training, in order."""
-
-    own_on_resume: ClassVar[tuple[str, ...]] = ()
-    """Arguments that a resumed run takes from the user, unless they are the defaults; others are the checkpoint's."""
-
-    of_this_machine: ClassVar[tuple[str, ...]] = ()
-    """Arguments that no checkpoint holds."""
-
-    pretrained_part: ClassVar[str | None] = None
-    """The attribute of ``self.model`` that ``weights`` or ``pre_trained`` are loaded into, if there is one."""
-
-    has_map: ClassVar[bool] = True
-    """Whether there is a heat map."""
-
-    tensors_of_0_1: ClassVar[Mapping[str, str]] = {}
-    """Beginnings of tensors' names in checkpoints of version 0.1, and what they are now."""
-
-    run_seed: int | None = None
-    """The seed of this run, given or drawn."""
-
-    trained_steps: torch.Tensor
-
-    def __init__(
-        self,
-        pre_processor: PreProcessor | bool = True,
-        post_processor: PostProcessor | bool = True,
-        evaluator: Evaluator | bool = True,
-        visualizer: ImageVisualizer | bool = True,
-        *,
-        target_fpr: float | None = None,
-        data: DataConfig | None = None,
-    ) -> None:
-        """Make the components that were not given.
-
-        Args:
-            pre_processor: As in every anomalib model.
-            post_processor: As in every anomalib model.
-            evaluator: As in every anomalib model.
-            visualizer: As in every anomalib model.
-            target_fpr: Of the default post-processor.
-            data: Size and normalisation of the default pre-processor.
-        """
-        if pre_processor is True and data is not None:
-            pre_processor = ResizeNormalize(*data)
-        if post_processor is True:
-            post_processor = NormalQuantilePostProcessor(target_fpr)
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
-        self.register_buffer("trained_steps", torch.zeros(len(self.stage_names), dtype=torch.long))  # of each stage
-        self._guard, self._runner, self._first_epoch = LossGuard(), StageRunner(), 0
-
-    @staticmethod
-    def input_data(backbone: str, image_size: tuple[int, int] | int | None) -> DataConfig:
-        """Input of an encoder: its own, but for a size that the user gave."""
-        data = data_config(backbone)
-        return data._replace(image_size=as_pair(image_size) or data.image_size)
-
-    # ---------------------------------------------------------------------------------- what is a model's own
-
-    def build(self, state: Mapping[str, torch.Tensor] | None = None) -> nn.Module:
-        """The networks, as the arguments and the shapes of a checkpoint's tensors, if there is one, say."""
-        raise NotImplementedError
-
-    def stages(self) -> list[Stage]:
-        """The stages of the training, as ``stage_names`` lists them."""
-        raise NotImplementedError
-
-    def initialize(self) -> None:
-        """Set ``self.model`` to what a training begins with; what it has learned of normality is forgotten already."""
-
-    # ------------------------------------------------------------------------------------------------- training
-
-    @property
-    def learning_type(self) -> LearningType:
-        """Learns from normal images alone."""
-        return LearningType.ONE_CLASS
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Nothing but the sanity check, which would score an untrained model; the user's epochs are not hidden."""
-        return {"num_sanity_val_steps": 0}
-
-    def configure_callbacks(self) -> list[Callback]:
-        """The components, the table of predictions, the stages, and a checkpoint of every epoch."""
-        self._runner = StageRunner()
-        # the user's own table with its options, if there is one; behind the post-processor in every stage
-        tables = [callback for callback in self.trainer.callbacks if isinstance(callback, PredictionTable)]
-        callbacks = [*super().configure_callbacks(), *(tables[:1] or [PredictionTable()]), self._runner]
-        return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
-
-    @property
-    def _is_fitting(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-
-    def setup(self, stage: str) -> None:
-        """Write checkpoints that a killed run cannot damage; at the start of ``fit``, seed and initialise."""
-        super().setup(stage)
-        if type(self.trainer.strategy.checkpoint_io) in {AnomalibCheckpointIO, TorchCheckpointIO}:  # not the user's own
-            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if stage != TrainerFn.FITTING:
-            if self.trainer.is_global_zero:
-                number_latest(Path(self.trainer.default_root_dir))
-            return
-        self._guard, self._first_epoch = LossGuard(), 0
-        self._seed_run(self.hparams.get("seed"))
-        if self.trainer.current_epoch == 0:  # else this trainer has trained before: it is refused, or resumes
-            self.trained_steps.zero_()
-            for part in self._normality:
-                part.reset()
-            self.initialize()
-        self._runner.begin(self.stages())
-        trainable = any(parameter.requires_grad for parameter in self.parameters())
-        if isinstance(self.trainer.strategy, DDPStrategy) and not trainable:  # it refuses to wrap such a module
-            self.register_parameter(PLACEHOLDER, nn.Parameter(torch.zeros(())))
-
-    def teardown(self, stage: str) -> None:
-        """Be as before."""
-        super().teardown(stage)
-        if hasattr(self, PLACEHOLDER):
-            delattr(self, PLACEHOLDER)
-
-    @property
-    def _normality(self) -> list[Normality]:
-        return [module for module in self.modules() if isinstance(module, Normality)]
-
-    @property
-    def _any_size(self) -> tuple[str, ...]:
-        """Beginnings of the names of tensors whose sizes follow from the normal images."""
-        return tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, Normality))
-
-    def on_fit_start(self) -> None:
-        """Load the encoder's weights, unless a checkpoint has brought them."""
-        self.train()  # whatever an export or the user has left
-        if self.trainer.ckpt_path is None and self.pretrained_part is not None:
-            encoder = getattr(self.model, self.pretrained_part)
-            if self.hparams.weights is not None:
-                load_weights(encoder, self.hparams.weights)
-            elif self.hparams.pre_trained:
-                load_pretrained(encoder, self.hparams.backbone)
-        if self.hparams.get("seed") is not None and getattr(self.trainer.datamodule, "seed", 0) is None:
-            logger.warning("The data's own random splits differ from run to run: give the datamodule a seed, too.")
-        self._seed_epoch(self._first_epoch)  # now, because the data loader may start before the epoch does
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The current stage's."""
-        return self._runner.optimizers()
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as the trainer was told, else as the stage wants it."""
-        if gradient_clip_val is None and self._runner.stage.gradient_clip is not None:
-            gradient_clip_val, gradient_clip_algorithm = self._runner.stage.gradient_clip, "norm"
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def on_train_epoch_start(self) -> None:
-        """Draw the random numbers of this epoch, the order of the images included, whatever has happened before."""
-        if self.current_epoch > 0 and not self.trainer.fit_loop.is_resuming:  # else the data loader has started already
-            self._seed_epoch(self.current_epoch)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
-        """End an epoch whose stage has ended."""
-        del batch, batch_idx
-        return -1 if self._runner.skips_epoch else None
-
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
-        """One step of the stage that the epoch belongs to.
-
-        Raises:
-            FloatingPointError: If the loss of the step before is NaN or infinite.
-        """
-        stage, index = self._runner.stage, self._runner.index
-        result = stage.step(batch, self._runner.run)
-        self.trained_steps[index] += 1  # decides what may be tested and exported
-        if result is None:  # several processes have to have a loss, computed from a parameter
-            placeholder = getattr(self, PLACEHOLDER, None)
-            return None if placeholder is None else 1.0 * placeholder
-        for name, value in {stage.loss_name: result.loss, **result.metrics}.items():
-            # the bar shows the last step, which tells sooner than the mean of a long epoch
-            self.log(name, value, prog_bar=True, batch_size=len(batch.image))
-            self.log(f"{name}_epoch", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.image))
-        where = f"stage {index + 1} ({stage.name}), epoch {self.current_epoch}, batch {batch_idx}"
-        self._guard.watch(stage.loss_name, result.loss, batch, where, stage.advice)
-        return result.loss
-
-    def on_train_epoch_end(self) -> None:
-        """Look at the last loss."""
-        self._guard.check()
-
-    def on_validation_start(self) -> None:
-        """Look at the last loss before the model is judged and saved."""
-        self._guard.check()
-
-    def on_fit_end(self) -> None:
-        """Say where the checkpoint is, which `test`, `predict` and `export` ask for."""
-        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if path:
-            logger.info("Checkpoint: %s", path)
-
-    def _seed_run(self, seed: int | None) -> None:
-        """Seed everything; without a seed, draw one that a checkpoint can name."""
-        if "seed" not in self.hparams:  # nothing in the model depends on chance
-            return
-        if seed is None:
-            seed = self.trainer.strategy.broadcast(int(torch.randint(2**31, ())))
-            logger.info("seed=%d was drawn for this run.", seed)
-        self.run_seed = seed
-        seed_everything(seed, workers=True, verbose=False)
-
-    def _seed_epoch(self, epoch: int) -> None:
-        if self.run_seed is not None:
-            seed_epoch(self.run_seed, epoch, self.global_rank)
-
-    # ---------------------------------------------------------------------------------------------------- evaluation
-
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Image AUROC of the raw scores and F1 of the labels; those of pixels where there are maps and masks."""
-        return Evaluator(
-            test_metrics=[
-                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_", strict=False),
-                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
-                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
-            ],
-        )
-
-    @classmethod
-    def configure_visualizer(cls) -> ImageVisualizer:
-        """A picture an image, with score, threshold and verdict."""
-        return NoveltyVisualizer()
-
-    @property
-    def map_note(self) -> str:
-        """A sentence on what the heat map shows, where it is another quantity than the score; pictures have it."""
-        return ""
-
-    def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
-        """Score a batch and log the mean score of the normal validation images as ``val_score``."""
-        batch = self.predict_step(batch)
-        normal = batch.pred_score if batch.gt_label is None else batch.pred_score[~batch.gt_label.bool()]
-        mean = normal.sum() / max(1, len(normal))
-        self.log("val_score", mean, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(normal))
-        return batch
-
-    def test_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
-        """Score a batch."""
-        return self.predict_step(batch)
-
-    def predict_step(self, batch: Batch, *_args: object, **_kwargs: object) -> Batch:
-        """Score a batch.
-
-        Raises:
-            ValueError: If a score is NaN or infinite.
-        """
-        predictions = self.model(batch.image)
-        check_scores(predictions.pred_score, batch)
-        return batch.update(**{name: value for name, value in predictions._asdict().items() if value is not None})
-
-    def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
-        """Pre-process, score and post-process images; an untrained model is refused."""
-        if not torch.compiler.is_compiling():
-            self.require_training("score images")
-        return super().forward(batch, *args, **kwargs)
-
-    def on_test_start(self) -> None:
-        """Refuse an untrained model."""
-        self.require_training("test")
-
-    def on_predict_start(self) -> None:
-        """Refuse an untrained model."""
-        self.require_training("predict")
-
-    @property
-    def untrained(self) -> str:
-        """What is missing before images can be scored, and the way out; empty if nothing is."""
-        steps = self.trained_steps.tolist()
-        if steps[-1] and all(part.fitted for part in self._normality):
-            return ""
-        if not any(steps):
-            return "has not been trained: train it, or give a checkpoint of a finished training (ckpt_path)"
-        last = max(index for index, count in enumerate(steps) if count)
-        return (
-            f"comes out of stage {last + 1} of {len(steps)} ({self.stage_names[last]}, {steps[last]} steps), before "
-            "its training was complete: resume it with `anomalib fit --ckpt_path`"
-        )
-
-    def require_training(self, action: str) -> None:
-        """Refuse to do something with an untrained model.
-
-        Raises:
-            RuntimeError: If it is untrained.
-        """
-        if self.untrained:
-            msg = f"Cannot {action}: this {type(self).__name__} {self.untrained}."
-            raise RuntimeError(msg)
-
-    # ------------------------------------------------------------------------------------------ checkpoints and export
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save this package's version and the run's seed, too, and no argument that is of this machine.

@@ -1,0 +1,113 @@
+"""How a model scores images, and that an untrained one does not."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.data import Batch, InferenceBatch
+from anomalib.metrics.evaluator import Evaluator
+from anomalib.visualization import ImageVisualizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from anomalib_defend.post_processing import (
+    AUROC,
+    F1Score,
+)
+from anomalib_defend.visualization import NoveltyVisualizer
+
+from .guard import check_scores
+from .training import Training
+
+if TYPE_CHECKING:
+    pass
+
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation(Training):
+    """Scores batches, and names metrics and pictures."""
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Image AUROC of the raw scores and F1 of the labels; those of pixels where there are maps and masks."""
+        return Evaluator(
+            test_metrics=[
+                AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_", strict=False),
+                AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
+                F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
+            ],
+        )
+
+    @classmethod
+    def configure_visualizer(cls) -> ImageVisualizer:
+        """A picture an image, with score, threshold and verdict."""
+        return NoveltyVisualizer()
+
+    @property
+    def map_note(self) -> str:
+        """A sentence on what the heat map shows, where it is another quantity than the score; pictures have it."""
+        return ""
+
+    def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
+        """Score a batch and log the mean score of the normal validation images as ``val_score``."""
+        batch = self.predict_step(batch)
+        normal = batch.pred_score if batch.gt_label is None else batch.pred_score[~batch.gt_label.bool()]
+        mean = normal.sum() / max(1, len(normal))
+        self.log("val_score", mean, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(normal))
+        return batch
+
+    def test_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
+        """Score a batch."""
+        return self.predict_step(batch)
+
+    def predict_step(self, batch: Batch, *_args: object, **_kwargs: object) -> Batch:
+        """Score a batch.
+
+        Raises:
+            ValueError: If a score is NaN or infinite.
+        """
+        predictions = self.model(batch.image)
+        check_scores(predictions.pred_score, batch)
+        return batch.update(**{name: value for name, value in predictions._asdict().items() if value is not None})
+
+    def forward(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
+        """Pre-process, score and post-process images; an untrained model is refused."""
+        if not torch.compiler.is_compiling():
+            self.require_training("score images")
+        return super().forward(batch, *args, **kwargs)
+
+    def on_test_start(self) -> None:
+        """Refuse an untrained model."""
+        self.require_training("test")
+
+    def on_predict_start(self) -> None:
+        """Refuse an untrained model."""
+        self.require_training("predict")
+
+    @property
+    def untrained(self) -> str:
+        """What is missing before images can be scored, and the way out; empty if nothing is."""
+        steps = self.trained_steps.tolist()
+        if steps[-1] and all(part.fitted for part in self._normality):
+            return ""
+        if not any(steps):
+            return "has not been trained: train it, or give a checkpoint of a finished training (ckpt_path)"
+        last = max(index for index, count in enumerate(steps) if count)
+        return (
+            f"comes out of stage {last + 1} of {len(steps)} ({self.stage_names[last]}, {steps[last]} steps), before "
+            "its training was complete: resume it with `anomalib fit --ckpt_path`"
+        )
+
+    def require_training(self, action: str) -> None:
+        """Refuse to do something with an untrained model.
+
+        Raises:
+            RuntimeError: If it is untrained.
+        """
+        if self.untrained:
+            msg = f"Cannot {action}: this {type(self).__name__} {self.untrained}."
+            raise RuntimeError(msg)
