@@ -23,6 +23,7 @@ from every_model import ROWS, SMALL_HEAD, At, Row, checkpoints, differing, make_
 from torchvision.transforms import v2
 
 import anomalib_defend
+from anomalib_defend.decision import Calibration, calibration_path, p_value
 from anomalib_defend.models.components.checkpoints import MODEL_KEY
 from anomalib_defend.models.components.normal_images import NormalImages
 from anomalib_defend.nn import dense_prototypes
@@ -431,9 +432,15 @@ def test_exports_give_the_engines_predictions(fitted, exported, tmp_path):
     results, expected = np.load(tmp_path / "results.npz"), fitted.predictions
     scores, labels = expected.pred_score.numpy(), expected.pred_label.numpy()
     clear = np.abs(scores - 0.5) > 1e-4
+    calibration = Calibration.load(calibration_path(xml))
+    assert calibration == fitted.load().post_processor.calibration  # the checkpoint's
+    known = calibration.image.scaled(calibration.image.normal_scores)
+    apart = (np.abs(scores[:, None] - known) > 1e-4).all(axis=1)
     for what in ("onnx together", "onnx alone", "openvino together", "openvino alone"):
         np.testing.assert_allclose(results[f"{what} pred_score"].reshape(-1), scores, atol=2e-5, err_msg=what)
         assert (results[f"{what} pred_label"].reshape(-1).astype(bool) == labels)[clear].all(), what
+        p_values = p_value(results[f"{what} pred_score"].reshape(-1), calibration)
+        assert (p_values == p_value(scores, calibration))[apart].all(), what
         assert (f"{what} anomaly_map" in results) == fitted.row.model.has_map, what
         if fitted.row.model.has_map:
             maps = results[f"{what} anomaly_map"].reshape(expected.anomaly_map.shape)

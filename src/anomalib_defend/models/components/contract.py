@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Contract(AnomalibModule if TYPE_CHECKING else object):  # type: ignore[misc]
     """What a model names: the attributes below, ``build`` and ``stages``.
 
-    Its ``__init__`` checks its arguments, calls this one's, and sets ``self.model`` to a network whose ``forward`` gives
-    an ``InferenceBatch``.
+    Its ``__init__`` checks its arguments, calls this one's, and sets ``self.model`` to a network whose ``forward``
+    gives an ``InferenceBatch``.
     """
 
     distinctive_tensor: ClassVar[str]
