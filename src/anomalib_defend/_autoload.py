@@ -27,11 +27,21 @@ def register_models() -> None:
     """Add the plugin's models to ``anomalib.models``, also for ``get_model({"class_path": ...})``."""
     _register("models")
     sys.modules["anomalib.models"].ALLOWED_MODULES.update(("anomalib_defend", "anomalib_defend.models"))
+    if is_console():
+        from importlib import import_module  # noqa: PLC0415 - not needed at most starts
+
+        import_module("anomalib_defend.console").install()
 
 
 def register_data() -> None:
     """Add the plugin's datamodules to ``anomalib.data``."""
     _register("data")
+
+
+def is_console() -> bool:
+    """Whether this is a process of the console script ``anomalib`` or ``anomalib-defend``, and no user's program."""
+    script = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""  # noqa: PTH119 - pathlib is an import
+    return script.removesuffix(".exe") in {"anomalib", "anomalib-defend"}
 
 
 def _register(part: str) -> None:

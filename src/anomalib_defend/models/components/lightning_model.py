@@ -49,6 +49,7 @@ from .checkpoints import (
 from .encoder_weights import load_pretrained, load_weights
 from .export import calibration_images, complete_export, quantize
 from .guard import LossGuard, check_scores, check_weights
+from .progress import stage_progress_bar
 from .run_folder import number_latest
 from .seeds import seed_epoch
 from .stage_runner import StageRunner
@@ -165,9 +166,10 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         return {"num_sanity_val_steps": 0}
 
     def configure_callbacks(self) -> list[Callback]:
-        """The components, the table of predictions, the stages, and a checkpoint of every epoch."""
+        """The components, the table of predictions, the stages and their bar, and a checkpoint of every epoch."""
         self._runner = StageRunner()
-        callbacks = [*super().configure_callbacks(), PredictionTable(), self._runner]
+        bar = stage_progress_bar(self.trainer, self._runner)  # behind the runner, which decides the stage
+        callbacks = [*super().configure_callbacks(), PredictionTable(), self._runner, *bar]
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
     @property

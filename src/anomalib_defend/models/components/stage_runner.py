@@ -66,6 +66,13 @@ class StageRunner(Callback):
         return self._run
 
     @property
+    def where(self) -> str:
+        """Stage and epoch, as the progress bar says it."""
+        number = self.run.epoch - self._first_epoch + 1
+        stages = f"Stage {self.index + 1} of {len(self.stages)}, " if len(self.stages) > 1 else ""
+        return f"{stages}{self.stage.name}: epoch {number} of {self._planned[self.index]}"
+
+    @property
     def skips_epoch(self) -> bool:
         """Whether the rest of the epoch is not needed."""
         return self._ended_after is not None
