@@ -40,8 +40,10 @@ def register_data() -> None:
 
 def is_console() -> bool:
     """Whether this is a process of the console script ``anomalib`` or ``anomalib-defend``, and no user's program."""
-    script = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""  # noqa: PTH119 - pathlib is an import
-    return script.removesuffix(".exe") in {"anomalib", "anomalib-defend"}
+    path = sys.argv[0] if getattr(sys, "argv", None) else ""
+    folder, script = os.path.split(path.removesuffix(".exe"))
+    module = script == "__main__.py" and os.path.basename(folder) == "anomalib_defend"  # python -m anomalib_defend
+    return module or script in {"anomalib", "anomalib-defend"}
 
 
 def _register(part: str) -> None:

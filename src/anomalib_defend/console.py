@@ -1,7 +1,7 @@
 """What the two console scripts, ``anomalib`` and ``anomalib-defend``, show on the screen.
 
-In their processes alone (``_autoload.is_console``), :func:`install` sees to three things, all of them through hooks that
-Python and its logging offer:
+In their processes alone (``_autoload.is_console``), :func:`install` sees to three things, through hooks that Python and
+its logging offer:
 
 - Each line of this package's log is printed once. ``anomalib.loggers.configure_logger`` gives the root logger two
   handlers for the screen; where it has both, this package's lines pass them by.
@@ -28,7 +28,7 @@ from anomalib_defend.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
+    from types import CodeType, TracebackType
 
 TRACEBACK = "ANOMALIB_DEFEND_TRACEBACK"
 FORESEEN = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
@@ -48,10 +48,11 @@ def install() -> None:
     others = sys.excepthook
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if wants_traceback() or not is_ours(error):
+        ours = None if wants_traceback() else worded(error)
+        if ours is None:
             others(kind, error, traceback)
         else:
-            show(error)
+            show(ours)
 
     sys.excepthook = excepthook
 
@@ -67,15 +68,27 @@ def show(error: BaseException) -> None:
     print(f"({TRACEBACK}=1 shows where this was raised.)\nerror: {sentence}", file=sys.stderr, flush=True)
 
 
-def is_ours(error: BaseException) -> bool:
-    """Whether a ``raise`` of this package has worded an error: what torch finds wrong in our lines is no such thing."""
+def worded(error: BaseException) -> BaseException | None:
+    """Return the error that a ``raise`` of this package has worded, or ``None`` if there is none.
+
+    What torch finds wrong in a line of ours is no such thing. A parser that makes an object of a type with several
+    alternatives (a model, or none) raises an error of its own, with what each of them has raised as an argument.
+    """
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     if last is None or not isinstance(error, FORESEEN):
-        return False
+        return None
     code = last.tb_frame.f_code
-    return Path(code.co_filename).is_relative_to(_PACKAGE) and code.co_code[last.tb_lasti] == _RAISE
+    if Path(code.co_filename).is_relative_to(_PACKAGE):
+        return error if code.co_code[last.tb_lasti] == _RAISE else None
+    alternatives = last.tb_frame.f_locals.get("exceptions") if _is_parser(code) else None
+    found = [worded(inner) for inner in alternatives or () if isinstance(inner, BaseException)]
+    return next(filter(None, found), None)
+
+
+def _is_parser(code: CodeType) -> bool:
+    return "jsonargparse" in Path(code.co_filename).parts
 
 
 class _Screen(logging.Handler):
@@ -120,12 +133,12 @@ class _Misspelt(logging.Handler):
 
 def _parser_that_exits() -> Any:
     """The parser in whose ``error`` this is called, unless it only raises."""
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        parser = frame.f_locals.get("self")
+    frame = sys._getframe().f_back
+    while frame is not None:
+        parser: Any = frame.f_locals.get("self")
         if frame.f_code.co_name == "error" and hasattr(parser, "exit_on_error"):
             return parser if parser.exit_on_error else None
+        frame = frame.f_back
     return None
 
 
@@ -133,7 +146,8 @@ def _questions(message: str, parser: Any) -> Iterator[str]:
     for words in re.findall(r"Unrecognized arguments: (.*)", message):
         for option in re.findall(r"(?:^|\s)(--[^\s=]+)", words):
             yield did_you_mean(option, _options(parser))
-    for path, option in re.findall(r"Problem with given class_path '([\w.]+)'.*?Option '([\w.]+)' is not", message, re.S):
+    refused = r"Problem with given class_path '([\w.]+)'.*?Option '([\w.]+)' is not"
+    for path, option in re.findall(refused, message, re.DOTALL):
         module, _, name = path.rpartition(".")
         yield did_you_mean(option, signature(getattr(import_module(module), name)).parameters)
     for name in re.findall(r"Expected a dot import path string: ([\w.]+)", message):

@@ -96,7 +96,7 @@ def raising(monkeypatch):
 @pytest.mark.parametrize("error", [ValueError("a is 3"), FileNotFoundError("no file b"), ModuleNotFoundError("no c")])
 def test_foreseen_errors_are_sentences(capsys, monkeypatch, raising, error):
     raising(error)
-    assert main(["example", "--root", "x"]) == 2
+    assert main(["example", "--root", "x"]) == 1
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: {error}\n")
     assert "Traceback" not in printed
@@ -123,5 +123,5 @@ def test_example(tmp_path, capsys):
 def test_plots_without_matplotlib_name_the_way_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "anomalib_defend.benchmark.plots", raising=False)
-    assert main(["benchmark", "report", str(tmp_path), "--plots", str(tmp_path / "plots")]) == 2
+    assert main(["benchmark", "report", str(tmp_path), "--plots", str(tmp_path / "plots")]) == 1
     assert "--plots needs matplotlib: pip install 'anomalib-defend[benchmark]'" in capsys.readouterr().err

@@ -9,8 +9,8 @@ from pandas import DataFrame, concat
 
 from anomalib_defend.data.dataset import shortened_paths
 from anomalib_defend.data.file_names import category_name
-from anomalib_defend.suggest import did_you_mean
 from anomalib_defend.data.same_files import File
+from anomalib_defend.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lightning.pytorch.callbacks import RichProgressBar
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+from rich.table import Column
 from rich.text import Text
 from tqdm.auto import tqdm
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from anomalib.models.components import AnomalibModule
     from lightning.pytorch import Trainer
-    from rich.progress import Task
+    from rich.progress import Task, TaskID
 
     from .stage_runner import StageRunner
 
@@ -34,6 +35,9 @@ class StageProgressBar(RichProgressBar):
     Args:
         runner: Knows the stages.
     """
+
+    progress: Any
+    train_progress_bar_id: Any
 
     def __init__(self, runner: StageRunner) -> None:
         super().__init__()
@@ -51,7 +55,7 @@ class StageProgressBar(RichProgressBar):
             return super().configure_columns(trainer)
         return [
             TextColumn("{task.description}"),
-            BarColumn(20, complete_style=self.theme.progress_bar, finished_style=self.theme.progress_bar_finished),
+            BarColumn(16, complete_style=self.theme.progress_bar, finished_style=self.theme.progress_bar_finished),
             MofNCompleteColumn(),
             _TimeLeftColumn(self._left),
         ]
@@ -94,7 +98,7 @@ class StageProgressBar(RichProgressBar):
         """Say so."""
         super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit":
-            self._describe(f"{self._runner.where}, validation")
+            self._describe("validation")
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """There is no second bar in a training."""
@@ -105,42 +109,44 @@ class StageProgressBar(RichProgressBar):
         """Go on."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == "fit":
-            self._describe(self._runner.where)
+            self._describe()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Leave the bar on the screen, and make room for the lines that follow."""
+        del trainer, pl_module
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
 
     @contextmanager
-    def instead(self, description: str, total: int) -> Iterator[Task]:
-        """Show another bar in the place of this one."""
-        live, own = self.progress, self.train_progress_bar_id
-        task = live.add_task(description, total=total)
-        if own is not None:
-            live.update(own, visible=False)
+    def instead(self, trainer: Trainer, what: str, total: int) -> Iterator[TaskID]:
+        """Let the bar count something else for a while."""
+        if self.train_progress_bar_id is None:
+            self._show(trainer)
+        before, task = self.train_progress_bar, self.train_progress_bar_id
+        completed, of = before.completed, before.total
+        self.progress.update(task, description=self._runner.where(what), completed=0, total=total)
         try:
             yield task
         finally:
-            live.remove_task(task)
-            if own is not None:
-                live.update(own, visible=True)
+            self.progress.update(task, description=self._runner.where(), completed=completed, total=of)
 
     def _show(self, trainer: Trainer) -> None:
+        """Always one row: rich loses log lines where the number of rows changes meanwhile."""
         if self.progress is None or self.is_disabled:
             return
-        total, done = self._total(trainer), self._done(trainer, 0)
+        where, total, done = self._runner.where(), self._total(trainer), self._done(trainer, 0)
         if self.train_progress_bar_id is None:
-            self.train_progress_bar_id = self.progress.add_task(self._runner.where, total=total, completed=done)
+            self.train_progress_bar_id = self.progress.add_task(where, total=total, completed=done)
         else:
-            self.progress.update(
-                self.train_progress_bar_id, total=total, completed=done, description=self._runner.where
-            )
+            self.progress.update(self.train_progress_bar_id, total=total, completed=done, description=where)
+        used = max(len(where), len(self._runner.where("validation"))) + 2 * len(str(total)) + 36
+        room = max(0, self.progress.console.width - used)
+        self._metric_component._table_column = Column(no_wrap=True, overflow="ellipsis", max_width=room)
 
-    def _describe(self, description: str) -> None:
+    def _describe(self, what: str | None = None) -> None:
         if self.progress is not None and self.train_progress_bar_id is not None:
-            self.progress.update(self.train_progress_bar_id, description=description)
+            self.progress.update(self.train_progress_bar_id, description=self._runner.where(what))
             self.refresh()
 
     @staticmethod
@@ -237,7 +243,7 @@ def track(trainer: Trainer, description: str, items: Iterable[Item], total: int)
         yield from tqdm(items, description, total, leave=False)
         return
     if isinstance(own, StageProgressBar):
-        with own.instead(description, total) as task:
+        with own.instead(trainer, description, total) as task:
             for item in items:
                 yield item
                 live.update(task, advance=1)
