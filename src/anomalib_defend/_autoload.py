@@ -42,7 +42,7 @@ def is_console() -> bool:
     """Whether this is a process of the console script ``anomalib`` or ``anomalib-defend``, and no user's program."""
     path = sys.argv[0] if getattr(sys, "argv", None) else ""
     folder, script = os.path.split(path.removesuffix(".exe"))
-    module = script == "__main__.py" and os.path.basename(folder) == "anomalib_defend"  # python -m anomalib_defend
+    module = script == "__main__.py" and folder.endswith("anomalib_defend")  # python -m anomalib_defend
     return module or script in {"anomalib", "anomalib-defend"}
 
 
