@@ -14,7 +14,7 @@ Reading order, along the path that an image takes:
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
    ``models.arnet`` (restoration): each with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling)
-7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``)
+7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (what a person sees of both)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
 """

@@ -12,7 +12,7 @@ import pytest
 import timm
 
 import anomalib_defend.models  # noqa: F401 - registers the example's encoder
-from anomalib_defend import commands
+from anomalib_defend import commands, console
 from anomalib_defend._version import __version__
 from anomalib_defend.commands import COMMANDS, example, main
 
@@ -98,9 +98,9 @@ def test_foreseen_errors_are_sentences(capsys, monkeypatch, raising, error):
     raising(error)
     assert main(["example", "--root", "x"]) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith(f"error: {error}\n")
+    assert printed.endswith(f"\nerror: {error}\n")  # the last line
     assert "Traceback" not in printed
-    monkeypatch.setenv(commands.TRACEBACK, "1")
+    monkeypatch.setenv(console.TRACEBACK, "1")
     with pytest.raises(type(error)):
         main(["example", "--root", "x"])
 

@@ -49,9 +49,9 @@ from .checkpoints import (
 from .encoder_weights import load_pretrained, load_weights
 from .export import calibration_images, complete_export, quantize
 from .guard import LossGuard, check_scores, check_weights
-from .progress import stage_progress_bar
 from .run_folder import number_latest
 from .seeds import seed_epoch
+from .stage_bar import stage_progress_bar
 from .stage_runner import StageRunner
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import pytest
 from anomalib.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 
-from anomalib_defend.models.components import progress
-from anomalib_defend.models.components.progress import StageProgressBar, TimeLeft, track
+from anomalib_defend.models.components import stage_bar
+from anomalib_defend.models.components.progress import track
+from anomalib_defend.models.components.stage_bar import StageProgressBar, TimeLeft
 
 
 class Watcher(ModelCheckpoint):
@@ -103,7 +104,7 @@ def test_a_pass_takes_the_place_of_the_bar(make_model, make_data, make_engine):
 
 def test_time_left_follows_the_current_stage(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(stage_bar.time, "monotonic", lambda: now)
     left = TimeLeft()
     left.begin(0, 0, 30)
     assert left.seconds is None
@@ -120,4 +121,4 @@ def test_time_left_follows_the_current_stage(monkeypatch):
     now = 110.0
     left.count(20)
     assert left.seconds == 20
-    assert re.fullmatch(r"0:00:20 left", progress._TimeLeftColumn(left).render(None).plain)
+    assert re.fullmatch(r"0:00:20 left", stage_bar._TimeLeftColumn(left).render(None).plain)
