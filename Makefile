@@ -1,6 +1,7 @@
 # From a bare clone, with Python 3.10 to 3.13 and make:
 #   make quickstart   trains, tests and exports Defend on the embedded example
-#   make test         runs the checks and the tests, with the newest dependencies that pyproject.toml allows
+#   make test         runs the checks and the tests, with the newest dependencies that pyproject.toml allows, but for the
+#                     tests marked slow: make test PYTEST_ARGS= runs those, too
 #   make test-lowest  runs the tests with the lowest ones (constraints/lowest.txt)
 #   make audit        looks the installed packages up among the known vulnerabilities
 #
@@ -9,8 +10,8 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
-PYTEST_ARGS ?=
-# Test files side by side, a process of one thread for each core; PYTEST_WORKERS=0 runs them in this process
+PYTEST_ARGS ?= -m 'not slow'
+# Groups of tests (a file, or a model) side by side, a process of one thread for each core; PYTEST_WORKERS=0 runs them in this process
 PYTEST_WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses $(PYTEST_WORKERS) --maxprocesses 4 --dist loadfile
 

@@ -69,7 +69,8 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
             return within(name, *own(part))
         return part in {"commands", "__main__.py"} or (path, name) == ("models/__init__.py", f"{NAME}.example.encoder")
     if top in LIGHTNING:
-        return part in {"pre_processing", "post_processing", *PROGRAMS} or path.startswith("models/components/")
+        callbacks = {"pre_processing", "post_processing", "visualization"}
+        return part in {*callbacks, *PROGRAMS} or path.startswith("models/components/")
     if part == "data":
         return not within(name, *own("models", "nn"), "anomalib.models")
     if part == "models" and within(name, *own("models")) and path != "models/__init__.py":

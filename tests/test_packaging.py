@@ -25,7 +25,12 @@ PACKAGE = ROOT / "src" / "anomalib_defend"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORTED_BY_OTHERS = {"openvino", "onnx", "onnxscript"}  # by anomalib's and torch's exporters
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # not called like what is imported
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}  # not called like what is imported
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "SECURITY.md",

@@ -13,8 +13,9 @@ Reading order, along the path that an image takes:
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``lightning_model`` (the rest)
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
    ``models.arnet`` (restoration): each with ``torch_model``, ``stages`` and ``lightning_model``
-6. ``post_processing`` (threshold from normal images, strictly monotone scaling)
-7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (what a person sees of both)
+6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
+   tables), ``visualization`` (a picture of each image)
+7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (the screen of both)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
 """

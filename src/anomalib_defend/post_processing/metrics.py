@@ -1,14 +1,13 @@
-"""AUROC of the raw scores."""
+"""AUROC of the raw scores, and F1; left out where the images do not say them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from anomalib.data import Batch
 from anomalib.metrics import AnomalibMetric
 from torch import Tensor
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics.classification import BinaryAUROC, BinaryF1Score
 from torchmetrics.utilities import dim_zero_cat
 
 
@@ -24,11 +23,11 @@ class _OrderAUROC(BinaryAUROC):
         self.preds.append(preds.flatten())
         self.target.append(target.flatten().long())
 
-    def compute(self) -> Tensor:
-        """The AUROC; NaN where all images are normal, or all novel."""
+    def compute(self) -> Tensor | None:
+        """The AUROC; None, which is not logged, where all images are normal, or all novel."""
         target = dim_zero_cat(self.target)
         if len(target) and (target == target[0]).all():
-            return torch.full((), torch.nan, device=target.device)
+            return None
         return super().compute()
 
 
@@ -41,8 +40,30 @@ class AUROC(AnomalibMetric, _OrderAUROC):
 
     def update(self, batch: Batch, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Add a batch."""
+        if _is_anothers(batch):
+            return
         raw = getattr(batch, "raw_score", None) if self.fields[0] == "pred_score" else None
         if raw is None or batch.gt_label is None:
             super().update(batch, *args, **kwargs)
         else:
             _OrderAUROC.update(self, raw, batch.gt_label)
+
+
+class _KnownF1Score(BinaryF1Score):
+    def compute(self) -> Tensor | None:
+        """F1; None, which is not logged, where no image is novel: there is nothing to find."""
+        return None if self.tp + self.fn == 0 else super().compute()
+
+
+class F1Score(AnomalibMetric, _KnownF1Score):
+    """F1 of the labels; anomalib's calls it 0 where all images are normal, whatever their labels."""
+
+    def update(self, batch: Batch, *args: Any, **kwargs: Any) -> None:
+        """Add a batch."""
+        if not _is_anothers(batch):
+            super().update(batch, *args, **kwargs)
+
+
+def _is_anothers(batch: Batch) -> bool:
+    """Whether all of the batch's images were repeated for this process, see ``DataOrder``."""
+    return getattr(batch, "position", None) == []

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
+import numpy as np
 import torch
 from anomalib.data import Batch, InferenceBatch
 from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 from torch import Tensor
-from torchmetrics.aggregation import CatMetric
+
+from anomalib_defend.decision.calibration import Calibration, Level, threshold_and_scale
+from anomalib_defend.decision.conformal import allowed_rank, check_share, needed_images, p_values
+
+from .processes import DataOrder
+from .validation import ValidationScores
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_TARGET_FPR = 0.05
+LEVELS = ("image", "pixel")
+NO_CALIBRATION = (
+    "The model holds no normal validation scores (it was saved by an older version, or never validated), so that it "
+    "has no p-values and its threshold cannot be moved: train anew, or `anomalib-defend threshold MODEL --calibrate "
+    "FOLDER` with a folder of normal images that trained nothing."
+)
 
 
 class NormalQuantilePostProcessor(PostProcessor):
@@ -28,81 +41,277 @@ class NormalQuantilePostProcessor(PostProcessor):
     scaling stay on the batch as ``raw_score``. Maps are scaled the same way, with statistics of the normal images'
     largest and mean map values: at most a share ``target_fpr`` of them gets a predicted mask.
 
-    The share holds on average over validation sets, for any distribution of the scores. With few images a single
-    threshold may miss it (docs/reliability.md), and fewer than 1 / ``target_fpr`` - 1 cannot reach it.
+    The share holds on average over validation sets, for any distribution of the scores: an image is novel when its
+    p-value is ``target_fpr`` at most (docs/thresholds.md). With few images a single threshold may miss it
+    (docs/reliability.md), and fewer than 1 / ``target_fpr`` - 1 cannot reach it. The normal scores are kept, sorted, in
+    the checkpoint: `set_target_fpr` moves the threshold later.
+
+    What is given here goes before what a checkpoint brings; ``None`` takes the checkpoint's, or the default.
 
     Args:
-        target_fpr: Accepted share of normal images that are called novel, in (0, 1).
+        target_fpr: Accepted share of normal images that are called novel, in (0, 1); 0.05 by default.
+        image_sensitivity: anomalib's: labels are novel above a score of 1 - ``image_sensitivity``; 0.5 by default. It
+            moves no score and promises no rate: prefer ``target_fpr``.
+        pixel_sensitivity: The same for maps.
+        enable_thresholding: Label images; True by default. Without, a model that was never validated can be exported.
+        enable_normalization: Scale scores; True by default.
         **kwargs: As for anomalib's ``PostProcessor``.
 
     Raises:
         ValueError: If ``target_fpr`` is not in (0, 1).
     """
 
-    def __init__(self, target_fpr: float = 0.05, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not 0 < target_fpr < 1:
-            msg = f"target_fpr={target_fpr} must lie between 0 and 1 (both excluded)."
-            raise ValueError(msg)
-        self.target_fpr = target_fpr
-        for level in ("image", "pixel"):
+    def __init__(
+        self,
+        target_fpr: float | None = None,
+        image_sensitivity: float | None = None,
+        pixel_sensitivity: float | None = None,
+        enable_thresholding: bool | None = None,
+        enable_normalization: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = {
+            "image_sensitivity": image_sensitivity,
+            "pixel_sensitivity": pixel_sensitivity,
+            "enable_thresholding": enable_thresholding,
+            "enable_normalization": enable_normalization,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        super().__init__(**given, **kwargs)
+        self.target_fpr = DEFAULT_TARGET_FPR if target_fpr is None else target_fpr
+        check_share(target_fpr=self.target_fpr)
+        self._given = given if target_fpr is None else {**given, "target_fpr": target_fpr}
+        self._unmoved: float | None = None  # the target_fpr of a checkpoint, where another one was given
+        for level in LEVELS:
             self.register_buffer(f"_{level}_scale", torch.tensor(float("nan")))
-        # one number an image, for its score and for the largest and the mean value of its map
-        self._image_scores: CatMetric = CatMetric()
-        self._map_largest: CatMetric = CatMetric()
-        self._map_means: CatMetric = CatMetric()
-        self._validated = 0  # normal images that the threshold comes from
+            self.register_buffer(f"_{level}_typical", torch.tensor(float("nan")))
+            self.register_buffer(f"_{level}_normal_scores", torch.empty(0))
+        self._order = DataOrder()
+        self._validation = ValidationScores()
+
+    # ----------------------------------------------------------------------------------------------------- validation
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so when validation images choose something else than the threshold."""
+        del pl_module
+        monitors = {getattr(callback, "monitor", None) for callback in getattr(trainer, "callbacks", ())}
+        chosen = sorted(str(name) for name in monitors if name and "train" not in str(name))
+        if chosen:
+            logger.warning(
+                "A callback monitors %s: validation images that choose an epoch look less novel than new ones. "
+                "p-values and target_fpr then hold no longer exactly.",
+                ", ".join(chosen),
+            )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to collect."""
+        del trainer, pl_module
+        self._validation.start()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: object = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect the scores of the normal images (unlabelled ones count as normal)."""
+        del pl_module, batch, batch_idx
+        self._validation.add(outputs, getattr(trainer, "val_dataloaders", None), dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute threshold and scale."""
+        del trainer, pl_module
+        self.calibrate(*self._validation.gather())
+        self._validation.start()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so when there were too few normal images for ``target_fpr``."""
+        del trainer, pl_module
+        self._warn_of_few()
+
+    def _warn_of_few(self) -> None:
+        count = len(self._buffer("image", "normal_scores"))
+        if count and not allowed_rank(count, self.target_fpr):
+            logger.warning(
+                "%d normal validation images are too few for target_fpr=%g: the threshold is their largest score, and "
+                "%.0f %% of all normal images are expected above it. Validate at least %d: raise the data's "
+                "val_split_ratio.",
+                count,
+                self.target_fpr,
+                100 / (count + 1),
+                needed_images(self.target_fpr),
+            )
+
+    # ------------------------------------------------------------------------------------------------------ threshold
+
+    def calibrate(self, scores: Tensor, largest: Tensor | None = None, means: Tensor | None = None) -> None:
+        """Set threshold and scale from normal images that trained nothing; none at all change nothing.
+
+        Args:
+            scores: Their raw scores [n].
+            largest: The largest value of each map [n], where there are maps.
+            means: The mean value of each map [n].
+        """
+        for level, values, typical in (("image", scores, scores), ("pixel", largest, means)):
+            if values is not None and typical is not None and len(values):
+                self._set_level(level, values.detach().float().sort().values, typical.median().item())
+
+    def _set_level(self, level: str, scores: Tensor, typical: float) -> None:
+        setattr(self, f"_{level}_normal_scores", scores.to(self._buffer(level, "threshold").device))
+        self._buffer(level, "typical").fill_(typical)
+        self._move(level)
+        self._unmoved = None
+
+    def load_calibration(self, calibration: Calibration) -> None:
+        """Take threshold and normal scores over."""
+        self.target_fpr = calibration.target_fpr
+        for name, level in zip(LEVELS, (calibration.image, calibration.pixel), strict=True):
+            if level is not None:
+                self._set_level(name, torch.tensor(level.normal_scores), level.typical)
+
+    def set_target_fpr(self, target_fpr: float) -> Calibration:
+        """Move the threshold to where another share of normal images is expected above; scores move with it.
+
+        Returns:
+            The new threshold, and what to expect of it.
+
+        Raises:
+            ValueError: If ``target_fpr`` is not in (0, 1), or the model holds no normal validation scores.
+        """
+        check_share(target_fpr=target_fpr)
+        if self.calibration is None:
+            raise ValueError(NO_CALIBRATION)
+        self.target_fpr, self._unmoved = target_fpr, None
+        for level in LEVELS:
+            if len(self._buffer(level, "normal_scores")):
+                self._move(level)
+        calibration = self.calibration
+        rate = calibration.expected_rate()
+        logger.info(
+            "target_fpr=%g: the threshold is %.6g; %.1f %% of new normal images are expected above it (95 %% interval "
+            "%.1f to %.1f %%, from %d validation images).",
+            target_fpr, calibration.image.threshold, *(100 * value for value in rate), calibration.count,
+        )  # fmt: skip
+        self._warn_of_few()
+        return calibration
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Threshold and normal validation scores; None where an older checkpoint has none."""
+        levels = {level: self._level(level) for level in LEVELS}
+        if levels["image"] is None:
+            return None
+        return Calibration(
+            self.target_fpr,
+            levels["image"],
+            levels["pixel"],
+            sensitivity=self.image_sensitivity,
+            normalized=self.enable_normalization,
+        )
+
+    def _level(self, level: str) -> Level | None:
+        scores = self._buffer(level, "normal_scores")
+        if not len(scores):
+            return None
+        numbers = {name: self._buffer(level, name).item() for name in ("threshold", "scale", "typical")}
+        return Level(**numbers, normal_scores=tuple(scores.tolist()))
+
+    def _buffer(self, level: str, name: str) -> Tensor:
+        return getattr(self, f"_{level}_{name}")
+
+    def _move(self, level: str) -> None:
+        typical = self._buffer(level, "typical").item()
+        scores = self._buffer(level, "normal_scores").cpu().numpy()
+        self._set_statistics(level, *threshold_and_scale(scores, typical, self.target_fpr))
+
+    def _set_statistics(self, level: str, threshold: np.float32, scale: np.float32) -> None:
+        self._buffer(level, "threshold").fill_(float(threshold))
+        self._buffer(level, "scale").fill_(float(scale))
+
+    # ---------------------------------------------------------------------------------------------------- checkpoints
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
         return (*super()._checkpoint_config_keys, "target_fpr")
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: object, **kwargs: object
-    ) -> None:
-        """Collect the scores of the normal images (unlabelled ones count as normal)."""
-        del trainer, pl_module, args, kwargs
-        normal = torch.ones(len(outputs.image), dtype=torch.bool, device=outputs.image.device)
-        if outputs.gt_label is not None:
-            normal = ~outputs.gt_label.bool()
-        if outputs.pred_score is not None:
-            self._image_scores.update(outputs.pred_score[normal])
-        if outputs.anomaly_map is not None:
-            maps = outputs.anomaly_map[normal].flatten(1)
-            self._map_largest.update(maps.amax(dim=1))
-            self._map_means.update(maps.mean(dim=1))
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Take the options of a checkpoint over that were not given here."""
+        super().load_checkpoint_config(config)
+        other = {name: value for name, value in self._given.items() if config.get(name, value) != value}
+        for name, value in other.items():
+            logger.info("%s=%s as given; the checkpoint's is %s.", name, value, config[name])
+            setattr(self, name, value)
+        self._unmoved = config["target_fpr"] if "target_fpr" in other else None
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute threshold and scale."""
-        del trainer, pl_module
-        scores, largest, means = map(_collect, (self._image_scores, self._map_largest, self._map_means))
-        self._validated = len(scores)
-        if len(scores):
-            self._set_statistics("image", self._quantile(scores), scores.median())
-        if len(largest):
-            self._set_statistics("pixel", self._quantile(largest), means.median())
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for level in LEVELS:
+            scores = state_dict.get(f"{prefix}_{level}_normal_scores", torch.empty(0))
+            setattr(self, f"_{level}_normal_scores", torch.empty_like(scores, device=self._image_threshold.device))
+            # an older version's checkpoint has neither
+            state_dict.setdefault(f"{prefix}_{level}_normal_scores", scores)
+            state_dict.setdefault(f"{prefix}_{level}_typical", torch.tensor(float("nan")))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self._unmoved is not None:  # every time: Lightning loads some modules twice
+            for level in LEVELS:
+                if len(self._buffer(level, "normal_scores")):
+                    self._move(level)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so when there were too few normal images for ``target_fpr``."""
-        del trainer, pl_module
-        if self._validated and not self._allowed_above(self._validated):
-            logger.warning(
-                "%d normal validation images are too few for target_fpr=%g: the threshold is their largest score, and "
-                "%.0f %% of all normal images are expected above it. Validate at least %d: raise the data's "
-                "val_split_ratio.",
-                self._validated,
-                self.target_fpr,
-                100 / (self._validated + 1),
-                math.ceil(1 / self.target_fpr - 1e-9) - 1,
-            )
+    def require_moved(self) -> None:
+        """Refuse a threshold that could not follow a ``target_fpr`` that was given beside a checkpoint.
+
+        Raises:
+            ValueError: If it is still the checkpoint's.
+        """
+        if self._unmoved is not None and self.calibration is None:
+            msg = f"target_fpr={self.target_fpr} was given, the checkpoint's is {self._unmoved}. {NO_CALIBRATION}"
+            raise ValueError(msg)
+
+    # ------------------------------------------------------------------------------------------------------ inference
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so when there is no threshold to label images by."""
         del trainer, pl_module
+        self.require_moved()
+        self._order.start()
+        if self._unmoved is not None:
+            self._warn_of_few()
         if self.enable_thresholding and self.image_threshold.isnan():
             logger.warning("No normal image was validated, so there is no threshold: every image is labelled normal.")
 
     on_predict_start = on_test_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: object = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Label and scale a batch; what another process has, too, is removed from it."""
+        del pl_module, batch, batch_idx
+        loaders = getattr(trainer, "test_dataloaders", None)
+        outputs.position = self._order.keep_once(outputs, loaders, dataloader_idx)
+        self.post_process_batch(outputs)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: object = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """As for a test."""
+        del pl_module, batch, batch_idx
+        loaders = getattr(trainer, "predict_dataloaders", None)
+        outputs.position = self._order.keep_once(outputs, loaders, dataloader_idx)
+        self.post_process_batch(outputs)
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Post-process the output of an exported model: the same numbers as in the engine.
@@ -124,27 +333,15 @@ class NormalQuantilePostProcessor(PostProcessor):
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=maps, pred_mask=mask)
 
     def post_process_batch(self, batch: Batch) -> None:
-        """Label and scale a batch in place; its scores before scaling stay in ``batch.raw_score``."""
+        """Label and scale a batch in place; ``raw_score`` are its scores before, ``p_value`` what they mean."""
         batch.raw_score = batch.pred_score
+        normal = self._buffer("image", "normal_scores")
+        if batch.pred_score is not None and len(normal):
+            batch.p_value = torch.from_numpy(p_values(batch.pred_score.float().cpu(), normal.cpu()))
         done = self.forward(InferenceBatch(pred_score=batch.pred_score, anomaly_map=batch.anomaly_map))
         for field in ("pred_score", "pred_label", "anomaly_map", "pred_mask"):
             if getattr(done, field) is not None:
                 setattr(batch, field, getattr(done, field))
-
-    def _allowed_above(self, count: int) -> int:
-        """How many of ``count`` validated images and a new one, exchangeable with them, may exceed the threshold."""
-        return math.floor((count + 1) * self.target_fpr + 1e-9)
-
-    def _quantile(self, scores: Tensor) -> Tensor:
-        """The smallest score that keeps the expected rate of new images above it at ``target_fpr``, if there is one."""
-        return scores.sort().values[-max(1, self._allowed_above(len(scores)))]
-
-    def _set_statistics(self, level: str, threshold: Tensor, typical: Tensor) -> None:
-        scale = threshold - typical
-        # all scores alike: any positive scale keeps the order
-        scale = torch.where(scale > 0, scale, threshold.abs().clamp_min(1e-6))
-        getattr(self, f"_{level}_threshold").copy_(threshold)
-        getattr(self, f"_{level}_scale").copy_(scale)
 
     def _is_novel(self, values: Tensor | None, level: str) -> Tensor | None:
         """Compare raw values with the threshold, moved by the sensitivity (0.5 leaves it where it is)."""
@@ -164,10 +361,3 @@ class NormalQuantilePostProcessor(PostProcessor):
         # without validation images the order is still kept
         distance = values - threshold.nan_to_num(0.0)
         return 0.5 + 0.5 * (distance / (scale.nan_to_num(1.0) + distance.abs()))
-
-
-def _collect(metric: CatMetric) -> Tensor:
-    """The values gathered from all processes, which are forgotten then."""
-    values = metric.compute() if metric.update_called else []
-    metric.reset()
-    return values.flatten() if isinstance(values, Tensor) else torch.empty(0)

@@ -1,63 +1,207 @@
-"""The table of what was predicted: anomalib's command line shows pictures alone."""
+"""The table of results: anomalib's command line shows pictures alone."""
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from anomalib.data import Batch
-from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+
+from anomalib_defend.decision.conformal import check_share
+from anomalib_defend.decision.table import Row, append, append_chosen, write_header
+
+from .processes import DataOrder, gather, is_several
+
+if TYPE_CHECKING:
+    from anomalib.data import Batch
+    from lightning import LightningModule, Trainer
+
+    from anomalib_defend.decision.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
 
 class PredictionTable(Callback):
-    """Write path, score and label of each predicted image to ``predictions.csv`` in the run's folder.
+    """Write every tested or predicted image to ``test.csv`` or ``predictions.csv`` in the run's folder.
 
-    Earlier tables stay: the next ones are ``predictions-1.csv`` ... Each process writes one of its own.
+    One table in the data set's order, whatever the number of processes, with the columns of `decision.table.Row`. A
+    single process adds each batch as it comes. Earlier tables stay: the next ones are ``predictions-1.csv`` ...
+
+    Args:
+        novel_first: Sort the table, the most novel images first.
+        target_fdr: Mark the images, in a last column ``selected``, of which a share of at most ``target_fdr`` is
+            expected to be normal.
+
+    Raises:
+        ValueError: If ``target_fdr`` is not in (0, 1).
     """
 
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._images = self._novel = 0
+    def __init__(self, novel_first: bool = False, target_fdr: float | None = None) -> None:
+        if target_fdr is not None:
+            check_share(target_fdr=target_fdr)
+        self.novel_first, self.target_fdr = novel_first, target_fdr
+        self._path: Path | None = None  # None in all processes but the first
+        self._order = DataOrder()
+        self._calibration: Calibration | None = None
+        self._rows: list[tuple[int, Row]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a new table."""
+        self._start(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a new table."""
-        del pl_module
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        number, path = 0, folder / "predictions.csv"
-        while True:
-            try:
-                with path.open("x", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerow(["image_path", "pred_score", "pred_label"])
-                break
-            except FileExistsError:
-                number += 1
-                path = folder / f"predictions-{number}.csv"
-        self._path, self._images, self._novel = path, 0, 0
+        self._start(trainer, pl_module, "predictions")
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: object, **kwargs: object
+    def _start(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
+        self._calibration = getattr(getattr(pl_module, "post_processor", None), "calibration", None)
+        self._rows, self._path = [], None
+        self._order.start()
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path = _new_table(folder, name, selected=self.target_fdr is not None)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: object = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
     ) -> None:
         """Add a batch, after post-processing."""
-        del trainer, pl_module, args, kwargs
-        if self._path is None or outputs.pred_score is None:
+        del pl_module, batch, batch_idx
+        self._add(trainer, outputs, trainer.test_dataloaders, dataloader_idx)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: object = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a batch, after post-processing."""
+        del pl_module, batch, batch_idx
+        self._add(trainer, outputs, trainer.predict_dataloaders, dataloader_idx)
+
+    def _add(self, trainer: Trainer, batch: Batch, loaders: object, dataloader_idx: int) -> None:
+        # our post-processor has looked already, another's has not
+        positions = getattr(batch, "position", None)
+        if positions is None:
+            positions = self._order.keep_once(batch, loaders, dataloader_idx)
+        if batch.pred_score is None or not positions:
             return
-        scores = outputs.pred_score.flatten().tolist()
-        labels = [None] * len(scores) if outputs.pred_label is None else outputs.pred_label.flatten().tolist()
-        paths = outputs.image_path or [""] * len(scores)
-        names = {None: "", False: "normal", True: "novel"}
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(
-                [path, f"{score:.6f}", names[label]] for path, score, label in zip(paths, scores, labels, strict=True)
-            )
-        self._images += len(scores)
-        self._novel += sum(map(bool, labels))
+        rows = self._describe(batch)
+        if self._path is not None and not self._waits(trainer):
+            append(self._path, rows)
+        self._rows.extend(zip(positions, rows, strict=True))
+
+    def _waits(self, trainer: Trainer) -> bool:
+        return is_several(trainer) or self.novel_first or self.target_fdr is not None
+
+    def _describe(self, batch: Batch) -> list[Row]:
+        scores = batch.pred_score.flatten().tolist()
+        raw = _values(getattr(batch, "raw_score", None), len(scores))
+        columns: dict[str, list[Any]] = {
+            "path": list(map(str, batch.image_path or [""] * len(scores))),
+            "score": scores,
+            "label": _values(batch.pred_label, len(scores)),
+            "raw_score": raw,
+            "p_value": _values(getattr(batch, "p_value", None), len(scores)),
+            "true_label": _values(batch.gt_label, len(scores)),
+        }
+        for name in ("categories", "box", "picture"):  # of data sets and visualizers that know them
+            columns[name] = getattr(batch, name, None) or [""] * len(scores)
+        threshold = None if self._calibration is None else self._calibration.label_threshold
+        return [
+            Row(**dict(zip(columns, values, strict=True)), threshold=threshold)
+            for values in zip(*columns.values(), strict=True)
+        ]
+
+    def add_error(self, position: int, path: str, error: str) -> None:
+        """Add an image that could not be scored, for the end of the run.
+
+        Args:
+            position: Among the images of the data set.
+            path: Its file.
+            error: What is wrong with it.
+        """
+        self._rows.append((position, Row(path, error=error)))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how many false alarms there were, and where the table is."""
+        del pl_module
+        rows = self._finish(trainer)
+        if rows is None:
+            return
+        known = [row for row in rows if row.true_label is not None and row.label is not None]
+        for sentence in _outcome(known, self._calibration) if known else ():
+            logger.info(sentence)
+        logger.info("All %d scores are in %s.", len(rows), self._path)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the table is."""
-        del trainer, pl_module
-        logger.info("%d of %d images are novel; all scores are in %s.", self._novel, self._images, self._path)
+        """Say how many images are novel, and where the table is."""
+        del pl_module
+        rows = self._finish(trainer)
+        if rows is not None:
+            novel = sum(row.label is True for row in rows)
+            logger.info("%d of %d images are novel; all scores are in %s.", novel, len(rows), self._path)
+
+    def _finish(self, trainer: Trainer) -> list[Row] | None:
+        """All rows in the data set's order, in the first process."""
+        own, self._rows = self._rows, []
+        found = sorted(gather(own) if is_several(trainer) else own, key=lambda item: item[0])
+        if self._path is None:
+            return None
+        rows = [row for _, row in found]
+        if self._waits(trainer):
+            append_chosen(self._path, rows, novel_first=self.novel_first, target_fdr=self.target_fdr)
+        else:
+            append(self._path, [row for row in rows if row.error])
+        return rows
+
+
+def _new_table(folder: Path, name: str, *, selected: bool) -> Path:
+    path, number = folder / f"{name}.csv", 0
+    while not write_header(path, selected=selected):
+        number += 1
+        path = folder / f"{name}-{number}.csv"
+    return path
+
+
+def _values(values: Any, count: int) -> list[Any]:
+    return [None] * count if values is None else values.flatten().tolist()
+
+
+def _outcome(rows: list[Row], calibration: Calibration | None) -> list[str]:
+    """False alarms and finds at the threshold, and what was to be expected."""
+    normal, novel = ([row for row in rows if row.true_label is truth] for truth in (False, True))
+    sentences = []
+    if normal:
+        sentences.append(
+            f"False alarms: {sum(map(_is_flagged, normal))} of {len(normal)} normal images"
+            f"{_expectation(len(normal), calibration)}."
+        )
+    if novel:
+        chance = _expectation(len(novel), calibration, "if they were no different, ")
+        sentences.append(f"Found: {sum(map(_is_flagged, novel))} of {len(novel)} novel images{chance}.")
+    return sentences
+
+
+def _is_flagged(row: Row) -> bool:
+    return row.label is True
+
+
+def _expectation(images: int, calibration: Calibration | None, condition: str = "") -> str:
+    if calibration is None:
+        return " (nothing can be said of what was to be expected: the model holds no normal validation scores)"
+    expected = calibration.expected_count(images)
+    return (
+        f" (expected: {condition}{expected.mean:.1f}, 95 % interval {expected.low:.0f} to {expected.high:.0f}; "
+        f"target_fpr={calibration.target_fpr:g}, {calibration.count} validation images)"
+    )

@@ -43,6 +43,7 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
         random_flip: Flip training images horizontally with probability 1/2 (the paper: on CIFAR only).
         normalize_scores: Divide each transform's error by its mean on the training images.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
         seed: [main] Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without
             it one is drawn, logged and saved in the checkpoint.
         pre_processor: As in every anomalib model; images must keep values in [0, 1].
@@ -68,7 +69,7 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
         lr: float = 0.1,
         random_flip: bool = False,
         normalize_scores: bool = True,
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         seed: int | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,

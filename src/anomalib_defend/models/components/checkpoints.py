@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VERSION_KEY = "anomalib_defend_version"
+MODEL_KEY = "anomalib_defend_model"  # not in checkpoints of version 0.1
 
 
 class AtomicCheckpointIO(AnomalibCheckpointIO):
@@ -92,13 +93,17 @@ def read_checkpoint(
         what = "is a folder, not a .ckpt file" if path.is_dir() else "does not exist"
         msg = f"{where} {what} (working directory {Path.cwd()})."
         raise FileNotFoundError(msg)
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()  # torch reads on, whatever the check sums say
+        damage = f"the check sum of {wrong} is wrong" if wrong else ""
+    except zipfile.BadZipFile as error:
         msg = f"{where} is no checkpoint, or only a part of one: give a .ckpt file that a finished epoch has left."
-        raise ValueError(msg)
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # torch reads on, whatever the check sums say
-    if damaged:
-        msg = f"{where} is damaged (the check sum of {damaged} is wrong): take another copy of it, or train anew."
+        raise ValueError(msg) from error
+    except Exception as error:  # many types, for damaged headers
+        damage = _reason(error)
+    if damage:
+        msg = f"{where} is damaged ({damage}): take another copy of it, or train anew."
         raise ValueError(msg)
     try:
         with anomalib_safe_globals(extra=extra_safe_globals):
@@ -126,21 +131,24 @@ def renamed(checkpoint: Mapping[str, Any], names: Mapping[str, str]) -> None:
             state[new + name.removeprefix(old)] = state.pop(name)
 
 
-def verify_content(checkpoint: Mapping[str, Any], model: str, tensor: str, arguments: Collection[str]) -> None:
+def verify_content(
+    checkpoint: Mapping[str, Any], models: Sequence[str], tensor: str, arguments: Collection[str]
+) -> None:
     """Check that a checkpoint is of the right model, names its networks' arguments, and holds finite weights.
 
     Args:
         checkpoint: What ``read_checkpoint`` returns.
-        model: Name of the model.
+        models: Name of the model, and of those that it derives from.
         tensor: A tensor that the checkpoints of this model hold, and those of no other.
         arguments: Names of the arguments that its networks are built from.
 
     Raises:
         ValueError: If it is not.
     """
-    state = checkpoint["state_dict"]
-    if tensor not in state:
-        msg = f"ckpt_path is not a checkpoint of {model}: train one with `anomalib train --model {model} ...`."
+    state, model, of = checkpoint["state_dict"], models[0], checkpoint.get(MODEL_KEY)
+    if tensor not in state or of not in {None, *models}:
+        but = f", but of {of}" if of not in {None, *models} else ""
+        msg = f"ckpt_path is not a checkpoint of {model}{but}: train one with `anomalib train --model {model} ...`."
         raise ValueError(msg)
     absent = sorted(set(arguments) - checkpoint.get("hyper_parameters", {}).keys())
     if absent:

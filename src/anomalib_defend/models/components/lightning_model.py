@@ -16,7 +16,6 @@ from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
 from anomalib.deploy import CompressionType
 from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
-from anomalib.metrics import F1Score
 from anomalib.metrics.evaluator import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.visualization import ImageVisualizer
@@ -28,14 +27,23 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import nn
 
 from anomalib_defend._version import __version__
+from anomalib_defend.decision import Calibration, calibration_path
 from anomalib_defend.nn.encoder import DataConfig, data_config
 from anomalib_defend.nn.normality import Normality
 from anomalib_defend.nn.vit import plain_attention
-from anomalib_defend.post_processing import AUROC, NormalQuantilePostProcessor, PredictionTable
+from anomalib_defend.post_processing import (
+    AUROC,
+    F1Score,
+    NormalQuantilePostProcessor,
+    PredictionTable,
+    require_threshold,
+)
 from anomalib_defend.pre_processing import ResizeNormalize
+from anomalib_defend.visualization import NoveltyVisualizer
 
 from .arguments import as_pair
 from .checkpoints import (
+    MODEL_KEY,
     VERSION_KEY,
     AtomicCheckpointIO,
     LastEpoch,
@@ -113,7 +121,7 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         evaluator: Evaluator | bool = True,
         visualizer: ImageVisualizer | bool = True,
         *,
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         data: DataConfig | None = None,
     ) -> None:
         """Make the components that were not given.
@@ -169,7 +177,9 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         """The components, the table of predictions, the stages and their bar, and a checkpoint of every epoch."""
         self._runner = StageRunner()
         bar = stage_progress_bar(self.trainer, self._runner)  # behind the runner, which decides the stage
-        callbacks = [*super().configure_callbacks(), PredictionTable(), self._runner, *bar]
+        # the user's own table with its options, if there is one; behind the post-processor in every stage
+        tables = [callback for callback in self.trainer.callbacks if isinstance(callback, PredictionTable)]
+        callbacks = [*super().configure_callbacks(), *(tables[:1] or [PredictionTable()]), self._runner, *bar]
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
     @property
@@ -259,8 +269,9 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         stage, index = self._runner.stage, self._runner.index
         result = stage.step(batch, self._runner.run)
         self.trained_steps[index] += 1  # decides what may be tested and exported
-        if result is None:
-            return None
+        if result is None:  # several processes have to have a loss, computed from a parameter
+            placeholder = getattr(self, PLACEHOLDER, None)
+            return None if placeholder is None else 1.0 * placeholder
         for name, value in {stage.loss_name: result.loss, **result.metrics}.items():
             # the bar shows the last step, which tells sooner than the mean of a long epoch
             self.log(name, value, prog_bar=True, batch_size=len(batch.image))
@@ -305,7 +316,7 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         return Evaluator(
             test_metrics=[
                 AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
-                F1Score(fields=["pred_label", "gt_label"], prefix="image_"),
+                F1Score(fields=["pred_label", "gt_label"], prefix="image_", strict=False),
                 AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False),
                 F1Score(fields=["pred_mask", "gt_mask"], prefix="pixel_", strict=False),
             ],
@@ -313,8 +324,13 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
 
     @classmethod
     def configure_visualizer(cls) -> ImageVisualizer:
-        """The image beside its heat map, if there is one; the colours mean the same in all pictures."""
-        return ImageVisualizer(fields=["image"], overlay_fields=[("image", ["anomaly_map"])] if cls.has_map else [])
+        """A picture an image, with score, threshold and verdict."""
+        return NoveltyVisualizer()
+
+    @property
+    def map_note(self) -> str:
+        """A sentence on what the heat map shows, where it is another quantity than the score; pictures have it."""
+        return ""
 
     def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
         """Score a batch and log the mean score of the normal validation images as ``val_score``."""
@@ -388,9 +404,11 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         checkpoint["state_dict"].pop(PLACEHOLDER, None)
         check_weights(checkpoint["state_dict"])
         super().on_save_checkpoint(checkpoint)
-        checkpoint[VERSION_KEY] = __version__
+        checkpoint.update({VERSION_KEY: __version__, MODEL_KEY: type(self).__name__})
         if self.run_seed is not None:
             checkpoint["hyper_parameters"]["seed"] = self.run_seed
+        if "target_fpr" in checkpoint["hyper_parameters"]:  # of the threshold that is saved
+            checkpoint["hyper_parameters"]["target_fpr"] = getattr(self.post_processor, "target_fpr", None)
         for name in self.of_this_machine:
             checkpoint["hyper_parameters"].pop(name, None)
 
@@ -400,8 +418,7 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         Raises:
             ValueError: If the checkpoint is of another model or version, or its weights hold NaN or infinity.
         """
-        renamed(checkpoint, self.tensors_of_0_1)
-        verify_content(checkpoint, type(self).__name__, self.distinctive_tensor, self.architecture)
+        self._verify_content(checkpoint)
         verify_components(checkpoint, self._checkpointable_components())
         self.migrate(checkpoint)
         saved, state = self.saved_arguments(checkpoint), checkpoint["state_dict"]
@@ -415,6 +432,11 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
             self._runner.begin(self.stages())
             if hasattr(self, PLACEHOLDER):
                 state[PLACEHOLDER] = torch.zeros(())
+
+    @classmethod
+    def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
+        renamed(checkpoint, cls.tensors_of_0_1)
+        verify_content(checkpoint, [base.__name__ for base in cls.__mro__], cls.distinctive_tensor, cls.architecture)
 
     def migrate(self, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint of version 0.1 one of this version, where names of tensors are not all that has changed."""
@@ -464,23 +486,29 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
             ValueError: If it is not a checkpoint of this model and version, is damaged, or holds code.
         """
         if "://" not in str(checkpoint_path):
-            read_checkpoint(checkpoint_path, mmap=True)
+            cls._verify_content(read_checkpoint(checkpoint_path, mmap=True))  # it is built from the arguments in it
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does; an untrained model is refused."""
         self.require_training("export")
+        require_threshold(self.post_processor, "export")
         self.eval()
         with complete_export(Path(export_root)) as folder:
-            return Path(export_root) / super().to_torch(folder, *args, **kwargs).relative_to(folder)
+            path = super().to_torch(folder, *args, **kwargs)
+            self._save_calibration(path)
+            return Path(export_root) / path.relative_to(folder)
 
     def to_onnx(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does; an untrained model is refused."""
         self.require_training("export")
+        require_threshold(self.post_processor, "export")
         kwargs.setdefault("opset_version", ONNX_OPSET)
         # torch takes fused attention apart in a way that OpenVINO runs slower
         with complete_export(Path(export_root)) as folder, plain_attention(self):
-            path = Path(export_root) / super().to_onnx(folder, *args, **kwargs).relative_to(folder)
+            file = super().to_onnx(folder, *args, **kwargs)
+            self._save_calibration(file)
+            path = Path(export_root) / file.relative_to(folder)
         gc.collect()  # torch.export leaves a subclass of this class's name behind, with which bare names are ambiguous
         return path
 
@@ -489,6 +517,19 @@ class NoveltyDetectorMixin(AnomalibModule if TYPE_CHECKING else object):  # type
         if kwargs.get("compression_type") == CompressionType.INT8_PTQ:
             calibration_images(kwargs.get("datamodule"))
         with complete_export(Path(export_root)) as folder:
-            return Path(export_root) / super().to_openvino(folder, *args, **kwargs).relative_to(folder)
+            path = super().to_openvino(folder, *args, **kwargs)
+            self._save_calibration(path)
+            return Path(export_root) / path.relative_to(folder)
+
+    def _save_calibration(self, model: Path) -> None:
+        calibration = getattr(self.post_processor, "calibration", None)
+        if calibration is not None:
+            calibration.save(calibration_path(model))
+
+    def set_target_fpr(self, target_fpr: float) -> Calibration:
+        """Move the threshold, see `NormalQuantilePostProcessor.set_target_fpr`."""
+        calibration = self.post_processor.set_target_fpr(target_fpr)
+        self.hparams["target_fpr"] = target_fpr
+        return calibration
 
     _post_training_quantization_ov = staticmethod(quantize)

@@ -66,6 +66,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         score: [main] Of an image: "distance", the paper's mean distance of student and teacher; or "prototypes", how
             far the teacher's [CLS] is from k-means clusters of the normal training images. The map shows the distance.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
             "disk" (below ``default_root_dir``), "off", or "auto" for the first of them where there is ample room.
         seed: [main] Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without
@@ -114,7 +115,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: FeatureNorm = "l2",
         student_lr: float = 1e-5,
         score: Score = "distance",
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
         pre_processor: PreProcessor | bool = True,
@@ -140,6 +141,12 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         data = self.input_data(backbone, image_size)
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
         self.model = self.build()
+
+    @property
+    def map_note(self) -> str:
+        """The map shows the distance, whatever the score is."""
+        other = self.hparams.score == "prototypes"
+        return "The map shows the distance of student and teacher, not the score." if other else ""
 
     def build(self, state: Mapping[str, torch.Tensor] | None = None) -> DefendModel:
         """The networks, with as many prototypes as were trained."""

@@ -39,10 +39,11 @@ class DN2(NoveltyDetectorMixin, AnomalibModule):
         num_neighbors: [main] k; the score is the mean distance to the k nearest.
         normalize: Cosine distance, not the squared Euclidean distance of the original.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
         pre_processor: As in every anomalib model.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.
-        visualizer: As in every anomalib model; off by default, since there is no heat map.
+        visualizer: As in every anomalib model; there is no heat map.
 
     Raises:
         ValueError: If an argument is out of range, named with what is possible.
@@ -65,11 +66,11 @@ class DN2(NoveltyDetectorMixin, AnomalibModule):
         feature: Feature = "cls",
         num_neighbors: int = 2,
         normalize: bool = True,
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
-        visualizer: ImageVisualizer | bool = False,
+        visualizer: ImageVisualizer | bool = True,
     ) -> None:
         check_ranges(num_neighbors=(num_neighbors, 1, None))
         check_choices(feature=(feature, get_args(Feature)))

@@ -57,12 +57,13 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         classifier_epochs: [main] Epochs of the classifier, each over the normal images once.
         classifier_lr: Learning rate of the classifier.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
         seed: [main] Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without
             it one is drawn, logged and saved in the checkpoint, and no later run finds the fakes again.
         pre_processor: As in every anomalib model; has to resize to 256 / 224 of ``image_size``.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.
-        visualizer: As in every anomalib model; off by default, since there is no heat map.
+        visualizer: As in every anomalib model; there is no heat map.
 
     Raises:
         ValueError: If an argument is out of range, named with what is possible.
@@ -97,12 +98,12 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         fake_dir: str | None = None,
         classifier_epochs: int = 30,
         classifier_lr: float = 4e-4,
-        target_fpr: float = 0.05,
+        target_fpr: float | None = None,
         seed: int | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
-        visualizer: ImageVisualizer | bool = False,
+        visualizer: ImageVisualizer | bool = True,
     ) -> None:
         check_ranges(
             stop_step=(stop_step, 1, None),

@@ -1,0 +1,243 @@
+"""Checkpoints and exports as one thing: they score normal images, and take another threshold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from anomalib.data.utils import read_image
+
+from .calibration import ENGINE, Calibration, Level, calibration_path, threshold_and_scale
+from .exports import find_endings, open_graph, read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+POST_PROCESSOR = "post_processor."
+CONFIG = "anomalib_post_processor_config"
+KINDS = "a checkpoint (.ckpt), an OpenVINO model (.xml) or an ONNX model (.onnx)"
+
+
+class Measured:
+    """What a model says of normal images.
+
+    Args:
+        scores: Raw scores [n].
+        maps: Largest and mean value of each map [n], where there are maps.
+    """
+
+    def __init__(self, scores: Sequence[float], maps: Sequence[tuple[float, float]]) -> None:
+        self.image = np.asarray(scores, dtype=np.float32)
+        self._maps = np.asarray(maps, dtype=np.float32) if len(maps) else None
+
+    def level(self, name: str, target_fpr: float) -> Level | None:
+        """Threshold and normal scores of images, or of maps."""
+        if name == "image":
+            scores = typical = self.image
+        elif self._maps is not None:
+            scores, typical = self._maps.T
+        else:
+            return None
+        median = float(torch.from_numpy(typical).median())
+        threshold, scale = threshold_and_scale(scores, median, target_fpr)
+        return Level(float(threshold), float(scale), median, tuple(np.sort(scores).tolist()))
+
+
+class Export:
+    """An OpenVINO or ONNX model, with the JSON file beside it.
+
+    Args:
+        path: The .xml or .onnx file.
+
+    Raises:
+        ValueError: If its post-processing is not this package's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._graph = open_graph(path)
+        try:
+            self._endings = find_endings(self._graph)
+        except ValueError as error:
+            msg = f"The threshold of {path} cannot be moved ({error}): move the checkpoint's, and export it again."
+            raise ValueError(msg) from error
+
+    def calibration(self) -> Calibration:
+        """What the file beside it says.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is another model's.
+        """
+        path = calibration_path(self._path)
+        calibration = Calibration.load(path)
+        threshold, _ = read(self._graph, self._endings["image"])
+        if not np.isclose(threshold, calibration.image.threshold, rtol=2e-3, atol=1e-6):  # half precision
+            msg = (
+                f"{path} is of another model: its threshold is {calibration.image.threshold}, the graph's {threshold}."
+            )
+            raise ValueError(msg)
+        return calibration
+
+    @property
+    def target_fpr(self) -> float:
+        """The rate that the threshold is for, as the file beside it says."""
+        return self.calibration().target_fpr
+
+    def measure(self, images: Sequence[Path], hint: str | None) -> Measured:
+        """Score images one by one, in the arithmetic of OpenVINO's precision ``hint``."""
+        run = self._graph.raw_outputs(self._endings, hint)
+        scores, maps = [], []
+        for image in images:
+            found = run(_read(image).numpy()[None])
+            scores.append(float(np.asarray(found[0]).reshape(-1)[0]))
+            if len(found) > 1:
+                maps.append((float(found[1].max()), float(found[1].mean())))
+        return Measured(scores, maps)
+
+    def arithmetic(self, hint: str | None) -> str:
+        """A name for what the scores were computed in."""
+        return (
+            f"{'OpenVINO' if self._path.suffix == '.xml' else 'ONNX Runtime'} on a CPU, {hint or 'default'} precision"
+        )
+
+    def save(self, path: Path, calibration: Calibration, labels: bool | None) -> None:
+        """Write the model with another threshold.
+
+        Raises:
+            ValueError: If labels are to be switched on or off.
+        """
+        if labels is not None:
+            msg = "labels are a part of an export's graph: change the checkpoint, and export it again."
+            raise ValueError(msg)
+        write(self._graph, self._endings, calibration)
+        self._graph.save(path)
+        calibration.save(calibration_path(path))
+
+
+class Checkpoint:
+    """A checkpoint of one of this package's models.
+
+    Args:
+        path: The .ckpt file.
+
+    Raises:
+        ValueError: If its post-processor is not `NormalQuantilePostProcessor`, or it is no checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from anomalib_defend.models.components.checkpoints import read_checkpoint  # noqa: PLC0415 - seconds
+        from anomalib_defend.post_processing import NormalQuantilePostProcessor  # noqa: PLC0415 - seconds
+
+        self._path = path
+        self._content = read_checkpoint(path)
+        if "target_fpr" not in self._content.get(CONFIG, {}):
+            msg = f"{path} has no target_fpr: its post-processor is not NormalQuantilePostProcessor."
+            raise ValueError(msg)
+        self._processor = NormalQuantilePostProcessor()
+        self._processor.load_checkpoint_config(self._content[CONFIG])
+        state: dict[str, Any] = self._content["state_dict"]
+        own = {name.removeprefix(POST_PROCESSOR): value for name, value in state.items() if POST_PROCESSOR in name}
+        self._processor.load_state_dict(own)
+
+    def calibration(self) -> Calibration:
+        """Threshold and normal validation scores.
+
+        Raises:
+            ValueError: If an older version has saved none.
+        """
+        from anomalib_defend.post_processing.normal_quantile import NO_CALIBRATION  # noqa: PLC0415 - seconds
+
+        if self._processor.calibration is None:
+            raise ValueError(NO_CALIBRATION)
+        return self._processor.calibration
+
+    @property
+    def target_fpr(self) -> float:
+        """The rate that the threshold is for."""
+        return self._processor.target_fpr
+
+    @torch.inference_mode()
+    def measure(self, images: Sequence[Path], hint: str | None) -> Measured:
+        """Score images one by one, as the engine does on a CPU.
+
+        Raises:
+            ValueError: If there is a precision hint.
+        """
+        if hint is not None:
+            msg = f"hint={hint!r} is of OpenVINO: give its .xml file."
+            raise ValueError(msg)
+        model = self._load().eval()
+        scores, maps = [], []
+        for image in images:
+            predictions = model.model(model.pre_processor.transform(_read(image))[None])
+            scores.append(predictions.pred_score.item())
+            if predictions.anomaly_map is not None:
+                maps.append((predictions.anomaly_map.max().item(), predictions.anomaly_map.mean().item()))
+        return Measured(scores, maps)
+
+    def _load(self) -> Any:
+        import anomalib_defend.models as package  # noqa: PLC0415 - seconds
+        from anomalib_defend.models.components.checkpoints import MODEL_KEY  # noqa: PLC0415 - seconds
+
+        named = self._content.get(MODEL_KEY)
+        for name in [named] if named in package.__all__ else package.__all__:  # version 0.1 names none
+            try:
+                return getattr(package, name).load_from_checkpoint(self._path, map_location="cpu")
+            except ValueError:  # noqa: PERF203 - five at most
+                if name in {named, package.__all__[-1]}:
+                    raise
+        return None
+
+    def arithmetic(self, hint: str | None) -> str:
+        """A name for what the scores were computed in."""
+        del hint
+        return ENGINE
+
+    def save(self, path: Path, calibration: Calibration | None, labels: bool | None) -> None:
+        """Write the checkpoint with another threshold, or with or without labels."""
+        from anomalib_defend.models.components.checkpoints import AtomicCheckpointIO  # noqa: PLC0415 - seconds
+
+        if calibration is not None:
+            self._processor.load_calibration(calibration)
+        if labels is not None:
+            self._processor.enable_thresholding = labels
+        state = {POST_PROCESSOR + name: value for name, value in self._processor.state_dict().items()}
+        arguments = {**self._content["hyper_parameters"], "target_fpr": self._processor.target_fpr}
+        content = {**self._content, CONFIG: self._processor.checkpoint_config(), "hyper_parameters": arguments}
+        AtomicCheckpointIO().save_checkpoint({**content, "state_dict": {**self._content["state_dict"], **state}}, path)
+
+
+def open_model(path: Path) -> Checkpoint | Export:
+    """Open a checkpoint or an export; a folder that holds one export stands for it.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is something else.
+    """
+    found = path
+    if path.is_dir():
+        files = [file for suffix in (".xml", ".onnx") for file in sorted(path.glob(f"*{suffix}"))]
+        if len(files) != 1:
+            msg = f"{path} holds {len(files)} exported models: name the file, {KINDS}."
+            raise FileNotFoundError(msg)
+        found = files[0]
+    if not found.is_file():
+        msg = f"{found} does not exist: give {KINDS}."
+        raise FileNotFoundError(msg)
+    if found.suffix == ".ckpt":
+        return Checkpoint(found)
+    if found.suffix in {".xml", ".onnx"}:
+        return Export(found)
+    msg = f"{found} is no model whose threshold can be moved: give {KINDS}."
+    raise ValueError(msg)
+
+
+def _read(path: Path) -> torch.Tensor:
+    try:
+        return torch.as_tensor(read_image(path, as_tensor=True))
+    except Exception as error:  # whatever Pillow raises, the file has to be named
+        msg = f"Cannot read image {path} ({error}). Replace the file, or take it out of the folder."
+        raise ValueError(msg) from error

@@ -1,0 +1,116 @@
+"""One table of results for training, test, prediction and batch scoring: what a run does not know is empty."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from anomalib_defend.data.file_names import to_text
+
+from .conformal import select
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from typing import IO
+
+LABELS = {None: "", False: "normal", True: "novel"}
+SELECTED = "selected"
+_RUNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
+
+
+@dataclass
+class Row:
+    """What is known of one image."""
+
+    path: str
+    score: float | None = None
+    """1/2 is the threshold; higher is more novel."""
+    label: bool | None = None
+    """Whether it is called novel."""
+    raw_score: float | None = None
+    """Before scaling."""
+    p_value: float | None = None
+    """Share of normal images at least as novel."""
+    threshold: float | None = None
+    """Raw score above which images are called novel."""
+    true_label: bool | None = None
+    categories: str = ""
+    box: str = ""
+    picture: str = ""
+    error: str = ""
+    """Why there is no score."""
+
+
+COLUMNS = tuple(item.name for item in fields(Row))
+
+
+def cells(row: Row) -> list[str]:
+    """The row as text, in the order of ``COLUMNS``, so that no spreadsheet runs it.
+
+    Numbers have the nine digits that tell all float32 apart.
+    """
+    result = []
+    for name in COLUMNS:
+        value = getattr(row, name)
+        if name in {"label", "true_label"}:
+            result.append(LABELS[value])
+        elif name in {"path", "picture"}:
+            text = to_text(value)
+            result.append(f"./{text}" if text.startswith(_RUNS) else text)  # the same file
+        elif isinstance(value, str):
+            result.append(f"'{value}" if value.startswith(_RUNS) else value)
+        else:
+            result.append("" if value is None else f"{value:.9g}")
+    return result
+
+
+def open_table(path: Path, mode: str) -> IO[str]:
+    """Open a table; what of an error's text is no UTF-8 is written as backslash and number."""
+    return path.open(mode, newline="", encoding="utf-8", errors="backslashreplace")
+
+
+def write_header(path: Path, *, selected: bool = False) -> bool:
+    """Begin a new table, and say whether it was begun: one that is there is left as it is."""
+    try:
+        with open_table(path, "x") as file:
+            csv.writer(file).writerow([*COLUMNS, SELECTED] if selected else COLUMNS)
+    except FileExistsError:
+        return False
+    return True
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a table."""
+    with open_table(path, "a") as file:
+        csv.writer(file).writerows(map(cells, rows))
+
+
+def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_fdr: float | None) -> None:
+    """Add all rows of a table at once.
+
+    Args:
+        path: The table, with its header.
+        rows: All rows.
+        novel_first: Sort them, the most novel first and those without score last.
+        target_fdr: With a last column that says which images are selected, so that a share of at most ``target_fdr``
+            of them is expected to be normal.
+    """
+    chosen: Sequence[bool] | None = None
+    if target_fdr is not None:
+        chosen = select([1.0 if row.p_value is None else row.p_value for row in rows], target_fdr).tolist()
+    order = sorted(range(len(rows)), key=lambda index: _novelty(rows[index])) if novel_first else range(len(rows))
+    with open_table(path, "a") as file:
+        writer = csv.writer(file)
+        for index in order:
+            mark = [] if chosen is None else ["yes" if chosen[index] else "no"]
+            writer.writerow([*cells(rows[index]), *mark])
+
+
+def _novelty(row: Row) -> float:
+    score = row.score if row.raw_score is None else row.raw_score
+    if score is None:
+        return math.inf
+    return -math.inf if math.isnan(score) else -score

@@ -1,0 +1,90 @@
+"""What a batch, the model and its post-processor say of each image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from anomalib.data import Batch, ImageItem, NumpyImageItem
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .picture import Box, Finding
+
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule
+    from anomalib.post_processing import PostProcessor
+
+
+def findings(
+    batch: Batch | ImageItem | NumpyImageItem, model: AnomalibModule | None, *, single: bool = False
+) -> Iterator[tuple[str, NDArray | Tensor, Finding]]:
+    """File (or ""), pixels and findings of each image.
+
+    Args:
+        batch: Post-processed; a single item where ``single`` says so.
+        model: Knows threshold and map; without it, the scores are taken for scaled ones.
+        single: There is no dimension of images.
+    """
+
+    def values(name: str) -> Sequence[Any]:
+        value = getattr(batch, name, None)
+        return [value] * count if value is None else [value] if single else value
+
+    def floats(name: str) -> list[float | None]:
+        return [None if value is None else float(value) for value in values(name)]
+
+    count = 1 if single else len(batch.image)
+    threshold = 0.5 if model is None else threshold_of(model.post_processor)
+    note = "" if model is None else getattr(model, "map_note", "")
+    labels = [None if value is None or threshold is None else bool(value) for value in values("pred_label")]
+    scores, p_values = floats("pred_score"), floats("p_value")
+    for path, image, score, label, p_value, heat, above, box in zip(
+        values("image_path"),
+        values("image"),
+        scores,
+        labels,
+        p_values,
+        map(_array, values("anomaly_map")),
+        map(_array, values("pred_mask")),
+        map(_box, values("box")),
+        strict=True,
+    ):
+        finding = Finding(score, threshold, label, p_value, map_note=note, box=box)
+        if heat is not None:
+            finding.clipped = bool(heat.min() < 0 or heat.max() > 1)
+            finding.heat = (255 * np.nan_to_num(heat, nan=1.0).clip(0, 1)).round().astype(np.uint8)
+            finding.above = None if above is None else above.astype(bool)
+        yield str(path or ""), image, finding
+
+
+def threshold_of(post_processor: PostProcessor | None) -> float | None:
+    """The threshold in the unit of the scores that a post-processor gives.
+
+    Returns:
+        None where there is none; NaN where it is not known in this unit, since a sensitivity moves it in scaled units.
+    """
+    if post_processor is None or not post_processor.enable_thresholding or post_processor.image_threshold.isnan():
+        return None
+    if post_processor.enable_normalization:
+        return float(post_processor.normalized_image_threshold)
+    return float(post_processor.image_threshold) if post_processor.image_sensitivity == 0.5 else math.nan
+
+
+def _array(value: Tensor | NDArray | None) -> NDArray | None:
+    """A map as ``(h, w)`` on the CPU."""
+    if isinstance(value, Tensor):
+        value = value.detach().to(torch.float32).cpu().numpy()
+    return None if value is None else value.reshape(value.shape[-2:])
+
+
+def _box(value: Iterable[float] | None) -> Box | None:
+    """Four finite numbers that enclose something, or no box."""
+    if value is None:
+        return None
+    left, top, right, bottom = (float(number) for number in value)
+    finite = all(map(math.isfinite, (left, top, right, bottom)))
+    return (left, top, right, bottom) if finite and left < right and top < bottom else None

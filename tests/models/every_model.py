@@ -1,0 +1,168 @@
+"""Every model, small: one line each. `test_every_model.py` holds all of them to one list.
+
+As a program, one training in a process of its own: ``python every_model.py NAME FOLDER [CHECKPOINT]``.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from anomalib.engine import Engine
+from lightning.pytorch import Callback
+from smallest_model import MeanFeature
+
+import anomalib_defend
+import miniatures
+from anomalib_defend import DN2, ARNet, Defend, Fitymi, SemanticFolder
+from anomalib_defend.models.components import NoveltyDetectorMixin
+from anomalib_defend.nn import dense_prototypes
+from encoders import MINIATURE
+
+HERE = Path(__file__).parent
+SMALL_HEAD = {"HIDDEN_DIM": 32, "EMBED_DIM": 16}
+VIT = {"backbone": MINIATURE, "pre_trained": False}
+TWO_STAGES = {**VIT, "dense_epochs": 1, "distill_epochs": 2, "student_lr": 1e-3, "seed": 0}
+FAKES = {"stop_step": 3, "generator_size": 8, "generator_channels": (8, 8), "sampling_steps": 2, "num_fakes": 6}
+
+
+class Row(NamedTuple):
+    """A model and the arguments that make it small; the name of a variant has no hyphen, as `conftest.py` needs it."""
+
+    model: type[NoveltyDetectorMixin]
+    arguments: Mapping[str, Any]
+    variant: str = ""
+    public: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.__name__}{self.variant}"
+
+    @property
+    def seeded(self) -> bool:
+        return "seed" in self.arguments
+
+    def build(self, chance: int = 0, **changed: Any) -> NoveltyDetectorMixin:
+        """The model, after which the random state is that of ``chance``: it is to decide nothing.
+
+        Where there is no seed, it decides the random weights of an encoder, which stand for pretrained ones.
+        """
+        torch.manual_seed(100 + chance if self.seeded else 0)
+        model = self.model(**{**self.arguments, **changed})
+        torch.manual_seed(100 + chance)
+        return model
+
+
+ROWS = (
+    Row(Defend, TWO_STAGES),
+    Row(Defend, {**TWO_STAGES, "score": "prototypes"}, "_prototypes"),
+    Row(Fitymi, {**VIT, **FAKES, "classifier_epochs": 2, "seed": 0}),
+    Row(ARNet, {"image_size": 32, "width": 2, "epochs": 2, "seed": 0}),
+    Row(DN2, VIT),
+    Row(MeanFeature, VIT, public=False),
+)
+
+
+def make_data(folder: Path, **kwargs: Any) -> SemanticFolder:
+    """Seven normal training images, one to validate; they are written at the first call."""
+    if not folder.is_dir():
+        miniatures.write_folder(folder)
+    return SemanticFolder(folder, **{"category": "cat", "num_workers": 0, "train_batch_size": 4, **kwargs})
+
+
+def make_engine(folder: Path, **kwargs: Any) -> Engine:
+    """A silent one."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Engine(**{"default_root_dir": folder, "accelerator": "cpu", "devices": 1, **quiet, **kwargs})
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all tensors."""
+    return {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def differing(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not the same bits; NaN is NaN."""
+    return sorted(
+        name
+        for name in first.keys() | second.keys()
+        if name not in first
+        or name not in second
+        or first[name].shape != second[name].shape
+        or not torch.allclose(first[name].double(), second[name].double(), rtol=0, atol=0, equal_nan=True)
+    )
+
+
+class At(Callback):
+    """Do something before the last batch of an epoch."""
+
+    def __init__(self, epoch: int, action: Any) -> None:
+        self.epoch, self.action = epoch, action
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == self.epoch and batch_idx == trainer.num_training_batches - 1:
+            self.action(pl_module)
+
+
+def kill(_model: NoveltyDetectorMixin) -> None:
+    """As the machine does that runs out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """From the oldest to the newest."""
+    return sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def stop(_model: NoveltyDetectorMixin) -> None:
+    """As an error would."""
+    msg = "stopped by the test"
+    raise RuntimeError(msg)
+
+
+def run(*command: object, succeeds: bool = True) -> int:
+    """Run Python in a process of its own, with a free port for those that it starts; return its exit status."""
+    source = Path(anomalib_defend.__file__).parents[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(map(str, [source, HERE, HERE.parent])), "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert not succeeds or result.returncode == 0, result.stderr[-3000:]
+    return result.returncode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=[row.name for row in ROWS])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--kill", type=int, default=-1, help="epoch in which the process dies")
+    parser.add_argument("--engine", type=json.loads, default={})
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, value in SMALL_HEAD.items():
+        setattr(dense_prototypes, name, value)
+    (row,) = (row for row in ROWS if row.name == arguments.name)
+    model = row.build(chance=2)
+    callbacks = [At(arguments.kill, kill)] if arguments.kill >= 0 else []
+    engine = make_engine(arguments.folder / "runs", devices=arguments.devices, callbacks=callbacks, **arguments.engine)
+    engine.fit(model, datamodule=make_data(arguments.folder / "images"), ckpt_path=arguments.ckpt_path)
+    torch.save(state_of(model), arguments.folder / f"rank{engine.trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

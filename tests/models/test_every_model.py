@@ -1,0 +1,502 @@
+"""What every model of this package holds to; a new one joins by a line in `every_model.py`."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from anomalib.callbacks import ModelCheckpoint
+from anomalib.data import InferenceBatch
+from anomalib.models import get_model, list_models
+from every_model import ROWS, SMALL_HEAD, At, Row, checkpoints, differing, make_data, make_engine, run, state_of, stop
+from torchvision.transforms import v2
+
+import anomalib_defend
+from anomalib_defend.models.components.checkpoints import MODEL_KEY
+from anomalib_defend.models.components.normal_images import NormalImages
+from anomalib_defend.nn import dense_prototypes
+
+HERE = Path(__file__).parent
+OLD = HERE / "version_0_1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_head() -> Iterator[None]:
+    """The projection head would be most of every checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL_HEAD.items():
+            patch.setattr(dense_prototypes, name, value)
+        yield
+
+
+@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
+def row(request) -> Row:
+    return request.param
+
+
+class Fitted(NamedTuple):
+    """What a finished training has left; nothing changes it."""
+
+    row: Row
+    folder: Path
+    ckpt: Path
+    state: dict[str, torch.Tensor]
+    epochs: int
+    steps: int
+    trains: bool
+    images: torch.Tensor
+    predictions: InferenceBatch
+
+    @property
+    def data(self):
+        return make_data(self.folder / "images")
+
+    def load(self):
+        return self.row.model.load_from_checkpoint(self.ckpt)
+
+
+@pytest.fixture(scope="module")
+def fitted(row, tmp_path_factory) -> Fitted:
+    folder = tmp_path_factory.mktemp(row.name)
+    model, engine = row.build(), make_engine(folder / "runs")
+    engine.fit(model, datamodule=make_data(folder / "images"))
+    state, ckpt, trainer = state_of(model), Path(engine.best_model_path), engine.trainer
+    images = torch.rand(3, 3, 40, 36, generator=torch.Generator().manual_seed(0))
+    trains = any(stage.trains for stage in model.stages())
+    return Fitted(
+        row, folder, ckpt, state, trainer.current_epoch, trainer.global_step, trains, images, predict(model, images)
+    )
+
+
+@pytest.fixture(scope="module")
+def used(fitted):
+    """A model that has been fitted before, and is again and again."""
+    model = fitted.row.build(chance=1)
+    make_engine(fitted.folder / "used").fit(model, datamodule=fitted.data)
+    return model, state_of(model)
+
+
+@pytest.fixture(scope="module")
+def exported(fitted):
+    """A model after its exports, and these: torch, ONNX and OpenVINO."""
+    pytest.importorskip("openvino")
+    model, folder = fitted.load(), fitted.folder / "exports"
+    with pytest.MonkeyPatch.context() as patch:  # one conversion serves both
+        to_onnx = type(model).to_onnx
+
+        def keep(self, *args, **kwargs):
+            path = to_onnx(self, *args, **kwargs)
+            shutil.copytree(path.parent, folder / "onnx")  # the weights lie beside it
+            return path
+
+        patch.setattr(type(model), "to_onnx", keep)
+        xml = model.to_openvino(folder)
+    return model, model.to_torch(folder), folder / "onnx" / "model.onnx", xml
+
+
+def predict(model, images) -> InferenceBatch:
+    with torch.inference_mode():
+        return model.eval()(images)
+
+
+def assert_same(predictions, expected) -> None:
+    for name, value in expected._asdict().items():
+        assert (value is None) == (getattr(predictions, name) is None), name
+        assert value is None or torch.equal(value, getattr(predictions, name)), name
+
+
+# ------------------------------------------------------------------------------------------- names and checkpoints
+
+
+def test_bare_name(row):
+    if not row.public:
+        pytest.skip("no public model")
+    name = row.model.__name__
+    assert name in anomalib_defend.__all__
+    assert name in list_models("pascal")
+    assert type(get_model(name, **row.arguments)) is row.model
+
+
+def test_a_checkpoint_brings_all_arguments(fitted, tmp_path):
+    assert_same(predict(fitted.load(), fitted.images), fitted.predictions)
+    default = fitted.row.model()
+    make_engine(tmp_path).test(default, datamodule=fitted.data, ckpt_path=fitted.ckpt, verbose=False)
+    assert_same(predict(default, fitted.images), fitted.predictions)
+
+
+def test_predictions_are_complete(fitted):
+    """Scores, labels and maps, of a batch as of each image."""
+    predictions = fitted.predictions
+    assert predictions.pred_score.shape == predictions.pred_label.shape == (3,)
+    assert predictions.pred_score.isfinite().all()
+    assert predictions.pred_label.dtype == torch.bool
+    assert (predictions.anomaly_map is not None) == fitted.row.model.has_map
+    if predictions.anomaly_map is not None:
+        assert predictions.anomaly_map.shape[:2] == (3, 1)
+        assert predictions.anomaly_map.isfinite().all()
+    model = fitted.load()
+    alone = torch.cat([predict(model, image).pred_score for image in fitted.images.split(1)])
+    torch.testing.assert_close(alone, predictions.pred_score, rtol=0, atol=2e-5)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("the-code-ran",)
+
+
+@pytest.fixture
+def bad_checkpoints(fitted, tmp_path):
+    """Files that are no checkpoint of this model, and what is said of each."""
+    content = bytearray(fitted.ckpt.read_bytes())
+    middle = len(content) // 2
+    (truncated := tmp_path / "truncated.ckpt").write_bytes(content[:middle])
+    content[middle : middle + 1024] = bytes(byte ^ 255 for byte in content[middle : middle + 1024])
+    (damaged := tmp_path / "damaged.ckpt").write_bytes(content)
+    checkpoint = torch.load(fitted.ckpt, weights_only=True)
+    torch.save({**checkpoint, "evil": Evil()}, malicious := tmp_path / "malicious.ckpt")
+    (tmp_path / "pickled.ckpt").write_bytes(pickle.dumps(Evil()))
+    state = {name: value * torch.nan for name, value in checkpoint["state_dict"].items()}
+    torch.save({**checkpoint, "state_dict": state}, not_finite := tmp_path / "not_finite.ckpt")
+    name = fitted.row.model.__name__
+    torch.save({**checkpoint, MODEL_KEY: "Another"}, foreign := tmp_path / "foreign.ckpt")
+    of_0_1 = [file for file in sorted(OLD.glob("*.ckpt")) if not file.name.startswith(name.lower())]
+    assert of_0_1
+    return {
+        tmp_path / "absent.ckpt": (FileNotFoundError, "does not exist"),
+        truncated: (ValueError, "only a part of one"),
+        damaged: (ValueError, "is damaged"),
+        malicious: (ValueError, "holds Python objects"),
+        tmp_path / "pickled.ckpt": (ValueError, "is no checkpoint"),
+        not_finite: (ValueError, "hold NaN or infinity"),
+        foreign: (ValueError, f"not a checkpoint of {name}, but of Another"),
+        **dict.fromkeys(of_0_1, (ValueError, f"not a checkpoint of {name}|does not fit anomalib-defend")),
+    }
+
+
+def test_bad_checkpoints_are_refused(fitted, bad_checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, (error, message) in bad_checkpoints.items():
+        with pytest.raises(error, match=message):
+            fitted.row.model.load_from_checkpoint(path)
+        for action in ("test", "fit"):
+            model = fitted.row.build()
+            with pytest.raises(error, match=message):
+                getattr(make_engine(tmp_path), action)(model, datamodule=fitted.data, ckpt_path=path)
+            assert not model.trained_steps.any()
+    assert not (tmp_path / "the-code-ran").exists()
+
+
+@pytest.mark.parametrize("path", sorted(OLD.glob("*.ckpt")), ids=lambda path: path.stem)
+def test_checkpoints_of_version_0_1(path, tmp_path):
+    row = next(row for row in ROWS if path.stem.startswith(row.model.__name__.lower()))
+    model = row.model.load_from_checkpoint(path)
+    images = torch.rand(4, 3, 40, 36, generator=torch.Generator().manual_seed(0))
+    expected = torch.tensor(json.loads((OLD / "scores.json").read_text())[path.stem])
+    torch.testing.assert_close(predict(model, images).pred_score, expected, rtol=1e-4, atol=1e-5)
+    make_data(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"written by version 0\.1\.0: it can be tested, but"):
+        make_engine(tmp_path).fit(row.build(), datamodule=make_data(tmp_path / "images"), ckpt_path=path)
+
+
+# ------------------------------------------------------------------------------------------------ the same training
+
+
+def test_same_seed_same_bits(fitted, used):
+    assert not differing(fitted.state, used[1])
+
+
+def nothing(_model, _folder, _data) -> None:
+    pass
+
+
+def evaluation_mode(model, _folder, _data) -> None:
+    model.eval()
+
+
+def torch_export(model, folder, _data) -> None:
+    model.to_torch(folder / "export")
+
+
+def test_and_predict(model, folder, data) -> None:
+    make_engine(folder / "test").test(model, datamodule=data, verbose=False)
+    make_engine(folder / "predict").predict(model, datamodule=data)
+
+
+test_and_predict.__test__ = False  # type: ignore[attr-defined]
+
+
+def interrupted_fit(model, folder, data) -> None:
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        make_engine(folder / "stopped", callbacks=[At(0, stop)]).fit(model, datamodule=data)
+
+
+def refused_fit(model, folder, data) -> None:
+    foreign = next(file for file in OLD.glob("*.ckpt") if not file.name.startswith(type(model).__name__.lower()))
+    with pytest.raises(ValueError, match=r"not a checkpoint of|does not fit anomalib-defend"):
+        make_engine(folder / "refused").fit(model, datamodule=data, ckpt_path=foreign)
+
+
+BETWEEN = (nothing, evaluation_mode, torch_export, test_and_predict, interrupted_fit, refused_fit)
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda between: between.__name__)
+def test_nothing_between_two_fits_changes_the_second(fitted, used, between, tmp_path):
+    model, _ = used
+    between(model, tmp_path, fitted.data)
+    make_engine(tmp_path).fit(model, datamodule=fitted.data)
+    assert not differing(fitted.state, state_of(model))
+
+
+def test_a_fresh_model_in_evaluation_mode_trains_the_same(fitted, tmp_path):
+    model = fitted.row.build(chance=1).eval()
+    make_engine(tmp_path).fit(model, datamodule=fitted.data)
+    assert not differing(fitted.state, state_of(model))
+
+
+def test_an_interrupted_training_goes_on_to_the_same_bits(fitted, tmp_path):
+    if fitted.epochs == 1:
+        pytest.skip("one epoch leaves nothing to go on with: see interrupted_fit")
+    for epoch in range(1, fitted.epochs):
+        folder = tmp_path / str(epoch)
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            make_engine(folder, callbacks=[At(epoch, stop)]).fit(fitted.row.build(chance=1), datamodule=fitted.data)
+        last = checkpoints(folder)[-1]
+        model = fitted.row.build(chance=2)
+        make_engine(folder).fit(model, datamodule=fitted.data, ckpt_path=last)
+        assert not differing(fitted.state, state_of(model)), f"interrupted in epoch {epoch}"
+
+
+class Black(v2.Transform):
+    """An augmentation that leaves nothing of an image."""
+
+    def transform(self, inpt, params):
+        return torch.zeros_like(inpt)
+
+
+@contextmanager
+def recorded_passes(recorded):
+    """Record the images of all passes over the normal ones."""
+    batches = NormalImages.batches
+
+    def record(self, *args, **kwargs):
+        for rows, batch in batches(self, *args, **kwargs):
+            recorded.append((rows, batch.image.clone()))
+            yield rows, batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NormalImages, "batches", record)
+        yield
+
+
+def test_the_pass_over_the_normal_images_is_without_augmentations(fitted, tmp_path):
+    passes = {}
+    for name, augmentations in (("plain", None), ("augmented", Black())):
+        passes[name] = []
+        model = fitted.row.build()
+        data = make_data(fitted.folder / "images", train_augmentations=augmentations)
+        with recorded_passes(passes[name]):
+            make_engine(tmp_path / name).fit(model, datamodule=data)
+    if not passes["augmented"]:
+        pytest.skip("its training data are not looked at beside the training")
+    if not fitted.trains:  # nothing is trained on what is augmented
+        assert not differing(fitted.state, state_of(model))
+    for (rows, images), (expected_rows, expected) in zip(passes["augmented"], passes["plain"], strict=False):
+        assert rows == expected_rows
+        torch.testing.assert_close(images, expected, rtol=0, atol=2 / 255)
+
+
+# ------------------------------------------------------------------------------------------- unusual trainings
+
+
+def test_the_last_finished_epoch_is_on_disk(fitted, tmp_path):
+    """Whatever the trainer is told."""
+    best = partial(ModelCheckpoint, monitor="val_score", mode="max", save_top_k=1)
+    for name, options in {
+        "every second epoch validated": {"check_val_every_n_epoch": 2},
+        "no epoch validated": {"check_val_every_n_epoch": 5},
+        "no validation": {"limit_val_batches": 0},
+        "validation within an epoch": {"val_check_interval": 0.5},
+        "the best": {"callbacks": [best(dirpath=tmp_path / "the best" / "own")]},
+        "weights alone": {"callbacks": [best(dirpath=tmp_path / "weights alone" / "own", save_weights_only=True)]},
+        "a limit of steps": {"max_steps": max(1, fitted.steps - 1)},
+    }.items():
+        model = fitted.row.build()
+        make_engine(tmp_path / name, **options).fit(model, datamodule=fitted.data)
+        saved = [torch.load(path, weights_only=True) for path in checkpoints(tmp_path / name)]
+        complete = [checkpoint["state_dict"] for checkpoint in saved if "optimizer_states" in checkpoint]
+        assert any(not differing(state_of(model), state) for state in complete), name
+
+
+def test_fast_dev_run(fitted, tmp_path):
+    model, engine = fitted.row.build(), make_engine(tmp_path, fast_dev_run=True)
+    engine.fit(model, datamodule=fitted.data)
+    assert not checkpoints(tmp_path)
+    assert predict(model, fitted.images).pred_score.shape == (3,)
+
+
+def test_batches_of_one(fitted, tmp_path):
+    data = make_data(fitted.folder / "images", train_batch_size=1, eval_batch_size=1)
+    model, engine = fitted.row.build(), make_engine(tmp_path)
+    engine.fit(model, datamodule=data)
+    (metrics,) = engine.test(model, datamodule=data, verbose=False)
+    assert 0 <= metrics["image_AUROC"] <= 1
+
+
+def spoil_weights(model) -> None:
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.fill_(torch.nan)
+
+
+def spoil_loss(model) -> None:
+    stage = model._runner.stage
+    step = stage.step
+    stage.step = lambda *args: (result := step(*args))._replace(loss=result.loss * torch.nan)
+
+
+@pytest.mark.parametrize("spoil", [spoil_weights, spoil_loss], ids=["weights", "loss"])
+def test_nan_stops_a_training_and_spoils_no_checkpoint(fitted, spoil, tmp_path):
+    if spoil is spoil_loss and not fitted.trains:
+        pytest.skip("no loss")
+    before = {}
+
+    def spoil_and_look(model):
+        before.update({path: path.read_bytes() for path in checkpoints(tmp_path)})
+        spoil(model)
+
+    engine = make_engine(tmp_path, callbacks=[At(fitted.epochs - 1, spoil_and_look)])
+    with pytest.raises((FloatingPointError, ValueError), match=r"[Nn]a[Nn]|not finite"):
+        engine.fit(fitted.row.build(), datamodule=fitted.data)
+    assert len(before) >= (fitted.epochs > 1)
+    assert {path: path.read_bytes() for path in checkpoints(tmp_path)} == before
+
+
+def test_an_untrained_model_is_refused(fitted, tmp_path):
+    model = fitted.row.build()
+    with pytest.raises(RuntimeError, match=r"Cannot score images: this .* has not been trained"):
+        predict(model, fitted.images)
+    for action in ("test", "predict"):
+        with pytest.raises(RuntimeError, match=f"Cannot {action}: this .* has not been trained"):
+            getattr(make_engine(tmp_path), action)(model, datamodule=fitted.data)
+    for export in (model.to_torch, model.to_onnx, model.to_openvino):
+        with pytest.raises(RuntimeError, match=r"Cannot export: this .* has not been trained"):
+            export(tmp_path / "exports")
+
+
+# ------------------------------------------------------------------------------------------------------- exports
+
+RUNTIMES = """
+import sys
+
+sys.modules["torch"] = None  # an import of it is an error
+import numpy as np, onnxruntime, openvino
+
+onnx, xml, images, out = sys.argv[1:]
+images = np.load(images)
+session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+names, feed = [output.name for output in session.get_outputs()], session.get_inputs()[0].name
+compiled = openvino.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+runtimes = {
+    "onnx": lambda batch: dict(zip(names, session.run(names, {feed: batch}))),
+    "openvino": lambda batch: {output.get_any_name(): value for output, value in compiled(batch).items()},
+}
+results = {}
+for runtime, run in runtimes.items():
+    for how, batches in {"together": [images], "alone": np.split(images, len(images))}.items():
+        outputs = [{name: np.array(value) for name, value in run(batch).items()} for batch in batches]
+        for name in outputs[0]:
+            results[f"{runtime} {how} {name}"] = np.concatenate([np.atleast_1d(output[name]) for output in outputs])
+np.savez(out, **results)
+"""
+
+
+def test_exports_give_the_engines_predictions(fitted, exported, tmp_path):
+    """In the runtimes without torch, in a batch and alone."""
+    pytest.importorskip("onnxruntime")
+    _, torch_file, onnx, xml = exported
+    np.save(tmp_path / "images.npy", fitted.images.numpy())
+    command = [sys.executable, "-c", RUNTIMES, onnx, xml, tmp_path / "images.npy", tmp_path / "results.npz"]
+    subprocess.run(command, check=True)
+    results, expected = np.load(tmp_path / "results.npz"), fitted.predictions
+    scores, labels = expected.pred_score.numpy(), expected.pred_label.numpy()
+    clear = np.abs(scores - 0.5) > 1e-4
+    for what in ("onnx together", "onnx alone", "openvino together", "openvino alone"):
+        np.testing.assert_allclose(results[f"{what} pred_score"].reshape(-1), scores, atol=2e-5, err_msg=what)
+        assert (results[f"{what} pred_label"].reshape(-1).astype(bool) == labels)[clear].all(), what
+        assert (f"{what} anomaly_map" in results) == fitted.row.model.has_map, what
+        if fitted.row.model.has_map:
+            maps = results[f"{what} anomaly_map"].reshape(expected.anomaly_map.shape)
+            np.testing.assert_allclose(maps, expected.anomaly_map.numpy(), atol=2e-5, err_msg=what)
+    assert_same(predict(torch.load(torch_file, weights_only=False)["model"], fitted.images), expected)
+
+
+def test_an_exported_model_trains_as_a_fresh_one(fitted, exported, tmp_path):
+    model = exported[0]
+    make_engine(tmp_path).fit(model, datamodule=fitted.data)
+    assert not differing(fitted.state, state_of(model))
+
+
+# ----------------------------------------------------------------------------------------- processes of their own
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
+    epoch = fitted.epochs - 1
+    assert run("-m", "every_model", fitted.row.name, tmp_path, "--kill", epoch, succeeds=False) < 0
+    last = checkpoints(tmp_path)[-1:]
+    assert len(last) == (fitted.epochs > 1)
+    run("-m", "every_model", fitted.row.name, tmp_path, *(option for path in last for option in ("--ckpt_path", path)))
+    assert not differing(fitted.state, torch.load(tmp_path / "rank0.pt", weights_only=True))
+
+
+@pytest.mark.slow
+def test_two_processes_agree(fitted, tmp_path):
+    options = json.dumps({"strategy": "ddp_find_unused_parameters_true"})
+    make_data(tmp_path / "images")
+    run("-m", "every_model", fitted.row.name, tmp_path, "--devices", 2, "--engine", options)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not differing(first, second)
+    assert first["trained_steps"].all()
+    if not fitted.trains:  # nothing but a pass over the normal images: as in one process
+        for name, value in fitted.state.items():
+            torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+    model = fitted.row.model.load_from_checkpoint(checkpoints(tmp_path)[-1]).eval()
+    if hasattr(model.model, "encode"):  # what all processes have seen of the normal images, seen by one
+        images = fitted.data
+        images.setup()
+        inputs = torch.cat([model.pre_processor(item.image[None]) for item in images.train_data])
+        expected = copy.deepcopy(model.model.normality)
+        expected.fit(model.model.encode(inputs))
+        torch.testing.assert_close(state_of(model.model.normality), state_of(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_command_line(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_data(tmp_path / "images")
+    model = fitted.row.model
+    name = model.__name__ if fitted.row.public else f"{model.__module__}.{model.__name__}"
+    arguments = [
+        item for key, value in fitted.row.arguments.items()
+        for item in (f"--model.{key}", value if isinstance(value, str) else json.dumps(value))
+    ]  # fmt: skip
+    data = ["--data", "SemanticFolder", "--data.root", "images", "--data.category", "cat", "--data.num_workers", "0"]
+    anomalib = ["-c", "import encoders; from anomalib.cli.cli import main; main()"]
+    trainer = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    run(*anomalib, "train", "--model", name, *arguments, *data, "--data.train_batch_size", "4", *trainer)
+    (ckpt,) = checkpoints(tmp_path)
+    run(*anomalib, "export", "--model", name, "--ckpt_path", ckpt, "--export_type", "torch")
+    (file,) = tmp_path.rglob("model.pt")
+    loaded = torch.load(file, weights_only=False)["model"]
+    assert_same(predict(loaded, fitted.images), predict(model.load_from_checkpoint(ckpt), fitted.images))

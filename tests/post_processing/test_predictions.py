@@ -1,0 +1,129 @@
+"""The table that a run writes, and what it says at its end."""
+
+import logging
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from anomalib.data import ImageBatch
+
+from anomalib_defend.post_processing import NormalQuantilePostProcessor, PredictionTable
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return SimpleNamespace(
+        is_global_zero=True, world_size=1, default_root_dir=tmp_path, test_dataloaders=None, predict_dataloaders=None
+    )
+
+
+def model_of(*scores, **kwargs):
+    processor = NormalQuantilePostProcessor(**kwargs)
+    processor.calibrate(torch.tensor(scores))
+    return SimpleNamespace(post_processor=processor)
+
+
+def run(table, trainer, model, scores, labels=None, stage="test"):
+    """Two images a batch through post-processor and table."""
+    getattr(table, f"on_{stage}_start")(trainer, model)
+    for start in range(0, len(scores), 2):
+        part = slice(start, start + 2)
+        batch = ImageBatch(
+            image=torch.zeros(len(scores[part]), 3, 2, 2),
+            pred_score=torch.tensor(scores[part]),
+            gt_label=None if labels is None else torch.tensor(labels[part]),
+            image_path=[f"{start + index}.png" for index in range(len(scores[part]))],
+        )
+        if model.post_processor is not None:
+            getattr(model.post_processor, f"on_{stage}_batch_end")(trainer, model, batch)
+        getattr(table, f"on_{stage}_batch_end")(trainer, model, batch)
+    getattr(table, f"on_{stage}_end")(trainer, model)
+
+
+def test_a_test_says_what_it_found_and_what_was_to_be_expected(trainer, tmp_path, caplog) -> None:
+    model = model_of(*[index / 10 for index in range(9)], target_fpr=0.2)  # threshold 0.7
+    with caplog.at_level(logging.INFO):
+        run(PredictionTable(), trainer, model, [0.75, 0.1, 0.9, 0.65, 0.2], [0, 0, 1, 1, 0])
+    assert "False alarms: 1 of 3 normal images (expected: 0.6, 95 % interval 0 to 2;" in caplog.text
+    assert "Found: 1 of 2 novel images (expected: if they were no different, 0.4" in caplog.text
+    assert f"All 5 scores are in {tmp_path / 'test.csv'}." in caplog.text
+    table = pd.read_csv(tmp_path / "test.csv")
+    assert table.path.tolist() == [f"{index}.png" for index in range(5)]
+    assert table.label.tolist() == ["novel", "normal", "novel", "normal", "normal"]
+    assert table.true_label.tolist() == ["normal", "normal", "novel", "novel", "normal"]
+    assert table.p_value.tolist() == pytest.approx([0.2, 0.9, 0.1, 0.3, 0.8])
+    assert table.raw_score.tolist() == pytest.approx([0.75, 0.1, 0.9, 0.65, 0.2])
+    assert (table.threshold == table.threshold[0]).all()
+    assert table.threshold[0] == pytest.approx(0.7)
+    assert ((table.raw_score > table.threshold) == (table.label == "novel")).all()
+    assert ((table.p_value <= 0.2 + 1e-9) == (table.label == "novel")).all()
+
+
+def test_normal_images_alone_have_false_alarms_but_nothing_to_find(trainer, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        run(PredictionTable(), trainer, model_of(0.1, 0.2, target_fpr=0.5), [0.0, 0.3], [0, 0])
+    assert "False alarms: 1 of 2 normal images" in caplog.text
+    assert "Found" not in caplog.text
+
+
+def test_a_model_without_calibration_says_what_is_missing(trainer, tmp_path, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        run(PredictionTable(), trainer, SimpleNamespace(post_processor=NormalQuantilePostProcessor()), [0.3], [0])
+    assert "holds no normal validation scores" in caplog.text
+    assert pd.read_csv(tmp_path / "test.csv")[["p_value", "threshold"]].isna().all(axis=None)
+
+
+def test_without_post_processor_there_are_scores_alone(trainer, tmp_path) -> None:
+    run(PredictionTable(), trainer, SimpleNamespace(post_processor=None), [0.3, 0.1, 0.2], stage="predict")
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table.score.tolist() == pytest.approx([0.3, 0.1, 0.2])
+    assert table.drop(columns=["path", "score"]).isna().all(axis=None)
+
+
+def test_a_run_that_is_stopped_leaves_what_it_had(trainer, tmp_path) -> None:
+    table, model = PredictionTable(), model_of(0.1, 0.2)
+    table.on_predict_start(trainer, model)
+    batch = ImageBatch(image=torch.zeros(1, 3, 2, 2), pred_score=torch.tensor([0.3]), image_path=["a.png"])
+    model.post_processor.on_predict_batch_end(trainer, model, batch)
+    table.on_predict_batch_end(trainer, model, batch)
+    assert pd.read_csv(tmp_path / "predictions.csv").path.tolist() == ["a.png"]
+
+
+def test_sorted_selected_and_with_errors(trainer, tmp_path) -> None:
+    table = PredictionTable(novel_first=True, target_fdr=0.3)
+    model = model_of(*[index / 100 for index in range(99)])
+    table.on_predict_start(trainer, model)
+    table.add_error(1, "broken.png", "the file is empty")
+    table._path.unlink()
+    run(table, trainer, model, [0.0, 2.0, 0.5], stage="predict")
+    found = pd.read_csv(tmp_path / "predictions.csv")
+    assert found.path.tolist() == ["1.png", "2.png", "0.png"]
+    assert found.selected.tolist() == ["yes", "no", "no"]
+    with pytest.raises(ValueError, match="target_fdr="):
+        PredictionTable(target_fdr=2)
+
+
+def test_an_image_that_could_not_be_scored_is_named(trainer, tmp_path) -> None:
+    table, model = PredictionTable(), model_of(0.1, 0.2)
+    table.on_predict_start(trainer, model)
+    table.add_error(0, "broken.png", "the file is empty")
+    table.on_predict_end(trainer, model)
+    found = pd.read_csv(tmp_path / "predictions.csv")
+    assert found[["path", "error"]].to_numpy().tolist() == [["broken.png", "the file is empty"]]
+
+
+def test_earlier_tables_stay(trainer, tmp_path) -> None:
+    for _ in range(3):
+        run(PredictionTable(), trainer, model_of(0.1, 0.2), [0.3], stage="predict")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "predictions-1.csv", "predictions-2.csv", "predictions.csv",
+    ]  # fmt: skip
+
+
+def test_sensitivity_moves_the_threshold_of_the_table(trainer, tmp_path) -> None:
+    model = model_of(*[index / 10 for index in range(9)], target_fpr=0.2, image_sensitivity=0.7)
+    run(PredictionTable(), trainer, model, [0.75, 0.1, 0.62, 0.65, 0.2], [0, 0, 1, 1, 0])
+    table = pd.read_csv(tmp_path / "test.csv")
+    assert ((table.raw_score > table.threshold) == (table.label == "novel")).all()
+    assert table.threshold[0] < 0.7
