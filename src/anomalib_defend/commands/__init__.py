@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from anomalib_defend import console
 from anomalib_defend._autoload import is_console
 from anomalib_defend._version import __version__
+from anomalib_defend.console import install, show, wants_traceback, worded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, what the command returns, or 1 after an error; the parser exits with 2.
     """
     if is_console():
-        console.install()
+        install()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = make_parser(arguments).parse_args(arguments)
     try:
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")  # of anomalib's own imports
             return _module(options.command).run(options[options.command])
     except Exception as error:
-        ours = error if isinstance(error, ValueError | OSError | ModuleNotFoundError) else console.worded(error)
-        if ours is None or console.wants_traceback():
+        ours = error if isinstance(error, ValueError | OSError | ModuleNotFoundError) else worded(error)
+        if ours is None or wants_traceback():
             raise
-        console.show(ours)
+        show(ours)
         return 1
 
 
