@@ -27,11 +27,23 @@ def register_models() -> None:
     """Add the plugin's models to ``anomalib.models``, also for ``get_model({"class_path": ...})``."""
     _register("models")
     sys.modules["anomalib.models"].ALLOWED_MODULES.update(("anomalib_defend", "anomalib_defend.models"))
+    if is_console():
+        from importlib import import_module  # noqa: PLC0415 - not needed at most starts
+
+        import_module("anomalib_defend.console").install()
 
 
 def register_data() -> None:
     """Add the plugin's datamodules to ``anomalib.data``."""
     _register("data")
+
+
+def is_console() -> bool:
+    """Whether this is a process of the console script ``anomalib`` or ``anomalib-defend``, and no user's program."""
+    path = sys.argv[0] if getattr(sys, "argv", None) else ""
+    folder, script = os.path.split(path.removesuffix(".exe"))
+    module = script == "__main__.py" and folder.endswith("anomalib_defend")  # python -m anomalib_defend
+    return module or script in {"anomalib", "anomalib-defend"}
 
 
 def _register(part: str) -> None:

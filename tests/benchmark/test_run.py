@@ -272,7 +272,7 @@ def config(tmp_path, voc):
 )
 def test_bad_input_is_refused_before_the_first_cell(config, tmp_path, capsys, changes, message):
     file = config(**changes)
-    assert main(["benchmark", "run", str(file), "--results", str(tmp_path / "results")]) == 2
+    assert main(["benchmark", "run", str(file), "--results", str(tmp_path / "results")]) == 1
     error = capsys.readouterr().err
     assert str(file) in error
     assert re.search(message, error)
@@ -280,7 +280,7 @@ def test_bad_input_is_refused_before_the_first_cell(config, tmp_path, capsys, ch
 
 
 def test_unknown_variable(config, tmp_path, capsys):
-    assert main(["benchmark", "run", str(config()), "--set", "rot=/x"]) == 2
+    assert main(["benchmark", "run", str(config()), "--set", "rot=/x"]) == 1
     assert "no 'rot', only root" in capsys.readouterr().err
 
 
@@ -301,7 +301,7 @@ def test_another_file_of_the_same_name_is_refused(config, tmp_path, capsys, monk
     second = tmp_path / "other" / "tiny.yaml"
     second.parent.mkdir()
     second.write_text(first.read_text())
-    assert main(["benchmark", "run", str(second), "--dry-run"]) == 2
+    assert main(["benchmark", "run", str(second), "--dry-run"]) == 1
     assert f"holds the results of {first}: name a folder" in capsys.readouterr().err
     assert main(["benchmark", "run", str(first), "--dry-run"]) == 0
 
@@ -391,5 +391,5 @@ def wait_for(condition, seconds):
 def test_a_gpu_that_is_not_there_is_refused(config, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert main(["benchmark", "run", str(config(accelerator="cuda"))]) == 2
+    assert main(["benchmark", "run", str(config(accelerator="cuda"))]) == 1
     assert "no GPU" in capsys.readouterr().err

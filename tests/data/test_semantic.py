@@ -167,7 +167,7 @@ def test_log_has_the_counts_and_the_normal_categories(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"category": "dgo"}, "category: unknown 'dgo'. Available are: 7 dog, 90 cat"),
+        ({"category": "dgo"}, "category: unknown 'dgo'. Did you mean 'dog'. Available are: 7 dog, 90 cat"),
         ({"category": []}, "category must name at least one"),
         ({"category": "empty"}, r"'empty' has 0 train image\(s\).*at least 2.*: cat \(11\), dog \(21\)\."),
         ({"category": ["dog", "single"]}, r"'single' has 1 train image\(s\)"),

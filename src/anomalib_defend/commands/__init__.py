@@ -6,7 +6,6 @@ its command is named, and imports what is heavy (torch, anomalib) when it runs: 
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from importlib import import_module
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
+from anomalib_defend._autoload import is_console
 from anomalib_defend._version import __version__
+from anomalib_defend.console import install, show, wants_traceback, worded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TRACEBACK = "ANOMALIB_DEFEND_TRACEBACK"
 COMMANDS = {
     "benchmark": "compare models by a YAML file, and make tables and plots of it",
     "threshold": "tell a model's threshold and what to expect of it, move it, or compute it anew",
@@ -34,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line, by default the process's own.
 
     Returns:
-        The exit status: 0, what the command returns, or 2 after an error.
+        The exit status: 0, what the command returns, or 1 after an error; the parser exits with 2.
     """
+    if is_console():
+        install()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = make_parser(arguments).parse_args(arguments)
     try:
@@ -43,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # of anomalib's own imports
             return _module(options.command).run(options[options.command])
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if os.environ.get(TRACEBACK) == "1":
+    except Exception as error:
+        ours = error if isinstance(error, ValueError | OSError | ModuleNotFoundError) else worded(error)
+        if ours is None or wants_traceback():
             raise
-        message = str(error) or type(error).__name__
-        print(f"error: {message}\n({TRACEBACK}=1 shows where this was raised.)", file=sys.stderr)
-        return 2
+        show(ours)
+        return 1
 
 
 def make_parser(arguments: Sequence[str]) -> ArgumentParser:

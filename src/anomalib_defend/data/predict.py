@@ -12,6 +12,7 @@ from anomalib_defend.data.dataset import SemanticDataset, inspect_files, warn_of
 from anomalib_defend.data.file_names import on_disk, to_text
 from anomalib_defend.data.image_files import list_images, warn_of_other_formats
 from anomalib_defend.data.semantic import OnError
+from anomalib_defend.data.workers import NUM_WORKERS
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class PredictFolder(AnomalibDataModule):
     Args:
         root: The folder, or an image file.
         eval_batch_size: Batch size.
-        num_workers: Number of workers of the dataloader.
+        num_workers: Number of workers of the dataloader; by default the usable cores, at most 8.
         on_error: What to do with files that are not usable images; each is named. ``skip`` leaves them out with a
             warning, ``raise`` stops before the first score. All files are decoded once at setup, to know.
 
@@ -41,7 +42,7 @@ class PredictFolder(AnomalibDataModule):
         root: Path | str,
         *,
         eval_batch_size: int = 32,
-        num_workers: int = 8,
+        num_workers: int = NUM_WORKERS,
         on_error: OnError = "skip",
     ) -> None:
         super().__init__(train_batch_size=1, eval_batch_size=eval_batch_size, num_workers=num_workers)

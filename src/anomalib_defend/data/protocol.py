@@ -10,6 +10,7 @@ from pandas import DataFrame, concat
 from anomalib_defend.data.dataset import shortened_paths
 from anomalib_defend.data.file_names import category_name
 from anomalib_defend.data.same_files import File
+from anomalib_defend.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ def resolve_categories(chosen: Iterable[str], annotations: Annotations) -> list[
     if unknown:
         numbered = sorted(annotations.ids.items(), key=lambda item: (isinstance(item[0], str), item[0]))
         listed = [f"{number} {name}" for number, name in numbered] or sorted(names)
-        msg = f"category: unknown {', '.join(map(repr, unknown))}. Available are: {', '.join(listed)}."
+        near = "".join(did_you_mean(name, names) for name in unknown)
+        msg = f"category: unknown {', '.join(map(repr, unknown))}.{near} Available are: {', '.join(listed)}."
         raise ValueError(msg)
     return sorted({name if name in names else ids[name] for name in chosen})
 

@@ -38,6 +38,7 @@ from anomalib_defend.data.protocol import (
     with_category_names,
 )
 from anomalib_defend.data.same_files import File, equal_files, find_files, spelled_as
+from anomalib_defend.data.workers import NUM_WORKERS
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class SemanticDataModule(AnomalibDataModule):
         setting: ``uni_class``: the categories are normal. ``leave_one_out``: they are novel and all others normal.
         train_batch_size: Batch size for training.
         eval_batch_size: Batch size for validation, test and prediction.
-        num_workers: Number of workers of each dataloader.
+        num_workers: Number of workers of each dataloader; by default the usable cores, at most 8.
         train_augmentations: Applied to the training images.
         val_augmentations: Applied to the validation images.
         test_augmentations: Applied to the test images.
@@ -89,7 +90,7 @@ class SemanticDataModule(AnomalibDataModule):
         *,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,
-        num_workers: int = 8,
+        num_workers: int = NUM_WORKERS,
         train_augmentations: Transform | None = None,
         val_augmentations: Transform | None = None,
         test_augmentations: Transform | None = None,

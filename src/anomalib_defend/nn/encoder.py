@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import timm
@@ -27,8 +28,9 @@ def data_config(backbone: str) -> DataConfig:
     """
     name, _, tag = backbone.partition(".")
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    known = timm.list_models(f"{name}*") or timm.list_models("vit_*")
     if config is None:
+        models = timm.list_models()
+        known = timm.list_models(f"{name}*") or get_close_matches(name, models, 8) or timm.list_models("vit_*")
         msg = f"backbone={backbone!r} is not a timm model. Similar names: {', '.join(known[:8])}."
         raise ValueError(msg)
     if tag:

@@ -35,17 +35,17 @@ class ARNet(NoveltyDetectorMixin, AnomalibModule):
     (https://arxiv.org/abs/1911.10676). The defaults are the paper's.
 
     Args:
-        image_size: Input height and width (one number for both), equal and a multiple of 16. The paper has 32 for small
-            images (CIFAR, Fashion-MNIST) and 256 for MVTec AD.
-        width: Channels of the U-Net at full resolution.
-        epochs: Epochs; the learning rate is halved after each tenth of them.
+        image_size: [main] Input height and width (one number for both), equal and a multiple of 16. The paper has 32
+            for small images (CIFAR, Fashion-MNIST) and 256 for MVTec AD.
+        width: [main] Channels of the U-Net at full resolution.
+        epochs: [main] Epochs; the learning rate is halved after each tenth of them.
         lr: Learning rate of the first tenth.
         random_flip: Flip training images horizontally with probability 1/2 (the paper: on CIFAR only).
         normalize_scores: Divide each transform's error by its mean on the training images.
-        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images. By
-            default 0.05, or what the checkpoint has.
-        seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without it one
-            is drawn, logged and saved in the checkpoint.
+        target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
+        seed: [main] Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without
+            it one is drawn, logged and saved in the checkpoint.
         pre_processor: As in every anomalib model; images must keep values in [0, 1].
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.

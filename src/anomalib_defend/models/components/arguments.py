@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from anomalib_defend.suggest import did_you_mean
+
 
 def as_pair(size: tuple[int, int] | int | None) -> tuple[int, int] | None:
     """Height and width; one number stands for both."""
@@ -33,5 +35,6 @@ def check_choices(**arguments: tuple[object, tuple[object, ...]]) -> None:
     """
     for name, (value, choices) in arguments.items():
         if value not in choices:
-            msg = f"{name}={value!r} must be one of {', '.join(map(repr, choices))}."
+            near = did_you_mean(str(value), map(str, choices))
+            msg = f"{name}={value!r} must be one of {', '.join(map(repr, choices))}.{near}"
             raise ValueError(msg)

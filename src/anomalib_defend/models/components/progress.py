@@ -1,4 +1,4 @@
-"""A progress bar beside the trainer's own, for what is not a training step."""
+"""A progress bar beside the trainer's own, or in its place, for what is not a training step."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def track(trainer: Trainer, description: str, items: Iterable[Item], total: int)
     live = getattr(own, "progress", None) if isinstance(own, RichProgressBar) else None
     if live is None:
         yield from tqdm(items, description, total, leave=False)
+        return
+    if hasattr(own, "instead"):  # the bar of all stages: there is one row
+        with own.instead(trainer, description, total) as task:
+            for item in items:
+                yield item
+                live.update(task, advance=1)
+                own.refresh()
         return
     task = live.add_task(f"[white]{description}", total=total)  # two live displays at once are none
     try:

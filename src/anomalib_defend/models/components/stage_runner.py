@@ -65,6 +65,12 @@ class StageRunner(Callback):
         assert self._run is not None  # noqa: S101 - for the type checker
         return self._run
 
+    def where(self, what: str | None = None) -> str:
+        """The stage, and the epoch or what else is going on, as the progress bar says it."""
+        stages = f"Stage {self.index + 1}/{len(self.stages)} " if len(self.stages) > 1 else ""
+        epoch = f"epoch {self.run.epoch - self._first_epoch + 1}/{self._planned[self.index]}"
+        return f"{stages}{self.stage.name}, {what or epoch}"
+
     @property
     def skips_epoch(self) -> bool:
         """Whether the rest of the epoch is not needed."""
@@ -213,7 +219,9 @@ class StageRunner(Callback):
         if self._told != epoch and len(self.stages) > 1:
             self._told = epoch
             number, of = epoch - self._first_epoch + 1, self._planned[self.index]
-            logger.info("Stage %d, %s: epoch %d of %d.", self.index + 1, self.stage.name, number, of)
+            shown = number > 1 and getattr(trainer.progress_bar_callback, "is_shown", False)  # the bar says it
+            level = logging.DEBUG if shown else logging.INFO
+            logger.log(level, "Stage %d, %s: epoch %d of %d.", self.index + 1, self.stage.name, number, of)
 
     def _advance(self, trainer: Trainer, epoch: int) -> None:
         """Move on to the next stage."""

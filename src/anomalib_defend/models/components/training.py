@@ -29,6 +29,7 @@ from .encoder_weights import load_pretrained, load_weights
 from .guard import LossGuard
 from .run_folder import number_latest
 from .seeds import seed_epoch
+from .stage_bar import stage_progress_bar
 from .stage_runner import StageRunner
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ class Training(Contract):
     """Trains a model in its stages; `StageRunner` says which, and tells the trainer."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """The components, the table of predictions, the stages, and a checkpoint of every epoch."""
+        """The components, the table of predictions, the stages and their bar, and a checkpoint of every epoch."""
         self._runner = StageRunner()
+        bar = stage_progress_bar(self.trainer, self._runner)  # behind the runner, which decides the stage
         # the user's own table with its options, if there is one; behind the post-processor in every stage
         tables = [callback for callback in self.trainer.callbacks if isinstance(callback, PredictionTable)]
-        callbacks = [*super().configure_callbacks(), *(tables[:1] or [PredictionTable()]), self._runner]
+        callbacks = [*super().configure_callbacks(), *(tables[:1] or [PredictionTable()]), self._runner, *bar]
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
     def setup(self, stage: str) -> None:

@@ -42,12 +42,12 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     best settings.
 
     Args:
-        backbone: Name of a timm ViT, for teacher and student.
+        backbone: [main] Name of a timm ViT, for teacher and student.
         pre_trained: Start from timm's pretrained weights of that name.
-        weights: Local .safetensors or .pth file with the teacher's weights, instead of timm's.
-        image_size: Input height and width (one number for both); the encoder's own by default.
-        dense_epochs: Epochs of stage 1; 0 leaves it out.
-        distill_epochs: Epochs of stage 2.
+        weights: [main] Local .safetensors or .pth file with the teacher's weights, instead of timm's.
+        image_size: [main] Input height and width (one number for both); the encoder's own by default.
+        dense_epochs: [main] Epochs of stage 1; 0 leaves it out.
+        distill_epochs: [main] Epochs of stage 2.
         num_prototypes: K of stage 1. By default twice the datamodule's ``num_normal_categories``, else 5.
         num_tuned_blocks: Last blocks of the teacher that stage 1 trains.
         num_crops: Crops per image in stage 1.
@@ -63,14 +63,14 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: "l2" on both sides; "layer_norm" on the teacher with a linear head on the student (pixel variant);
             or "none".
         student_lr: Learning rate of stage 2.
-        score: Of an image: "distance", the paper's mean distance of student and teacher; or "prototypes", how far the
-            teacher's [CLS] is from k-means clusters of the normal training images. The map shows the distance.
-        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images. By
-            default 0.05, or what the checkpoint has.
+        score: [main] Of an image: "distance", the paper's mean distance of student and teacher; or "prototypes", how
+            far the teacher's [CLS] is from k-means clusters of the normal training images. The map shows the distance.
+        target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
             "disk" (below ``default_root_dir``), "off", or "auto" for the first of them where there is ample room.
-        seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without it one
-            is drawn, logged and saved in the checkpoint.
+        seed: [main] Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without
+            it one is drawn, logged and saved in the checkpoint.
         pre_processor: As in every anomalib model.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.

@@ -31,15 +31,15 @@ class DN2(NoveltyDetectorMixin, AnomalibModule):
     baseline that every table of this package compares with.
 
     Args:
-        backbone: Name of a timm encoder.
+        backbone: [main] Name of a timm encoder.
         pre_trained: Take timm's pretrained weights of that name; otherwise, without ``weights``, random ones.
-        weights: Local .safetensors or .pth file with the encoder's weights, instead of timm's.
+        weights: [main] Local .safetensors or .pth file with the encoder's weights, instead of timm's.
         image_size: Input height and width (one number for both); the encoder's own by default.
-        feature: "cls", the encoder's pooled output, or "mean_patch", the mean of a ViT's patch tokens.
-        num_neighbors: k; the score is the mean distance to the k nearest.
+        feature: [main] "cls", the encoder's pooled output, or "mean_patch", the mean of a ViT's patch tokens.
+        num_neighbors: [main] k; the score is the mean distance to the k nearest.
         normalize: Cosine distance, not the squared Euclidean distance of the original.
-        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images. By
-            default 0.05, or what the checkpoint has.
+        target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
         pre_processor: As in every anomalib model.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.

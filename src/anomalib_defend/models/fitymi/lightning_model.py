@@ -37,12 +37,12 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
     generator was published.
 
     Args:
-        backbone: Name of a timm ViT with a [CLS] token.
+        backbone: [main] Name of a timm ViT with a [CLS] token.
         pre_trained: Start from timm's pretrained weights of that name.
-        weights: Local .safetensors or .pth file with the encoder's weights, instead of timm's.
+        weights: [main] Local .safetensors or .pth file with the encoder's weights, instead of timm's.
         image_size: Height and width of the encoder's input (one number for both); the encoder's own by default. It is a
             crop of an image resized to 256 / 224 of that.
-        stop_step: Steps after which the generator stops.
+        stop_step: [main] Steps after which the generator stops.
         fid_window: (low, high): stop the generator earlier, as soon as the Fréchet distance between its samples and
             the normal training images is at most high. Below low it has gone too far, with a warning. Computed on the
             encoder's features: values are not comparable with published FIDs, which use an Inception network.
@@ -50,16 +50,16 @@ class Fitymi(NoveltyDetectorMixin, AnomalibModule):
         generator_size: Height and width of the generated images.
         generator_channels: Width of each level of the U-Net; each halves the resolution of the one before.
         sampling_steps: DDIM steps for each fake, at most 1000.
-        num_fakes: Number of fakes; as many as there are normal training images by default.
+        num_fakes: [main] Number of fakes; as many as there are normal training images by default.
         fake_cache: Folder in which the sampled fakes are kept and looked for; ``fakes`` below ``default_root_dir`` by
             default.
         fake_dir: Folder of your own fakes instead: no generator is trained, and `diffusers` is not needed.
-        classifier_epochs: Epochs of the classifier, each over the normal images once.
+        classifier_epochs: [main] Epochs of the classifier, each over the normal images once.
         classifier_lr: Learning rate of the classifier.
-        target_fpr: Share of normal images that may be called novel; sets the threshold on the validation images. By
-            default 0.05, or what the checkpoint has.
-        seed: Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without it one
-            is drawn, logged and saved in the checkpoint, and no later run finds the fakes again.
+        target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
+            By default 0.05, or what the checkpoint has.
+        seed: [main] Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without
+            it one is drawn, logged and saved in the checkpoint, and no later run finds the fakes again.
         pre_processor: As in every anomalib model; has to resize to 256 / 224 of ``image_size``.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model.
