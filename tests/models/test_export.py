@@ -142,6 +142,7 @@ def test_openvino_on_fifty_photographs(shared, make_engine, tmp_path):
 def test_attention_is_exported_as_plain_products(make_model, tmp_path, monkeypatch, export):
     model = make_model()
     model.trained_steps.fill_(1)
+    model.post_processor.enable_thresholding = False  # nothing was validated
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     assert len(fused) == len(model.model.teacher.blocks) + len(model.model.student.blocks)
 
