@@ -86,6 +86,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 clean:
 	rm -rf $(VENV) $(LOWEST) $(AUDIT) $(RUN) build dist results .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -201,7 +201,7 @@ def write_coco(folder: Path, year: int = 2017, images: str = ".") -> Path:
             outline = {"counts": [5, 1275], "size": [32, 40]} if image in COCO_CROWDS else [[1.5, 2, 9, 2, 9, 8.25]]
             for category in categories:
                 number += 1
-                content["annotations"].append(
+                content["annotations"].append(  # type: ignore[attr-defined]
                     {"segmentation": outline, "area": 23.4, "iscrowd": int(image in COCO_CROWDS), "image_id": image,
                      "bbox": [1.5, 2, 7.5, 6.25], "category_id": category, "id": number},
                 )  # fmt: skip

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from anomalib.data.utils import read_image
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 WORKERS = 2
 
 
-class Photographs(Dataset):
+class Photographs(Dataset[Any]):
     """Files, decoded and resized as the engine does."""
 
     def __init__(self, paths: list[Path], model: Defend) -> None:

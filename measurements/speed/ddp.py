@@ -77,7 +77,7 @@ def seconds_per_step(
     """Seconds of all steps of all processes."""
     processes, ddp = WAYS[way]
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(train, (folder, backbone, batch, stage, steps, processes, ddp, clock), nprocs=processes)
+        multiprocessing.spawn(train, (folder, backbone, batch, stage, steps, processes, ddp, clock), nprocs=processes)  # type: ignore[attr-defined]
         return [float(word) for file in Path(folder).glob("seconds*") for word in file.read_text().split()]
 
 

@@ -70,17 +70,17 @@ def run(tmp_path, monkeypatch):
         log.write_text("")
         planned = comparison(models, categories)
         sizes = {cell.key: Size(10 * (1 + index), 4, 1) for index, cell in enumerate(planned.cells)}
-        start.lines = []
-        return driver.run_missing(planned, sizes, start.folder, echo=start.lines.append, **options)
+        start.lines = []  # type: ignore[attr-defined]
+        return driver.run_missing(planned, sizes, start.folder, echo=start.lines.append, **options)  # type: ignore[attr-defined]
 
     def plan(models, categories=("dog", "cat"), **options):
         lines = []
-        driver.show_plan(comparison(models, categories), start.folder, echo=lines.append, **options)
+        driver.show_plan(comparison(models, categories), start.folder, echo=lines.append, **options)  # type: ignore[attr-defined]
         return lines
 
-    start.plan = plan
-    start.cells = lambda: sorted(log.read_text().split())
-    start.folder = tmp_path / "results"
+    start.plan = plan  # type: ignore[attr-defined]
+    start.cells = lambda: sorted(log.read_text().split())  # type: ignore[attr-defined]
+    start.folder = tmp_path / "results"  # type: ignore[attr-defined]
     return start
 
 

@@ -349,12 +349,12 @@ def test_the_files_of_the_measurement_are_like_the_official_ones(tmp_path):
     assert all(isinstance(item["segmentation"], dict) for item in crowds)
     assert {"license", "coco_url", "flickr_url", "date_captured", "width"} < file["images"][0].keys()
     expected = {(item["image_id"], item["category_id"]) for item in file["annotations"]}
-    images = [image for image in read_annotations(tmp_path).images if image.split == "train"]
+    images = [image for image in read_annotations(tmp_path).images if image.split == "train"]  # type: ignore[attr-defined]
     assert len(images) == 300
     found = {(int(Path(image.path).stem), int(name.split()[1])) for image in images for name in image.categories}
     assert found == expected
     train = {image for image, category in expected if category == 1}
-    assert (read_samples(tmp_path).split == "train").sum() == len(train)
+    assert (read_samples(tmp_path).split == "train").sum() == len(train)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

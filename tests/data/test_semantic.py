@@ -49,7 +49,7 @@ def build(images: list[AnnotatedImage], category: list[str | int] | str | int = 
 
 
 def names(dataset: object, label: int | None = None) -> list[str]:
-    samples = dataset.samples
+    samples = dataset.samples  # type: ignore[attr-defined]
     samples = samples if label is None else samples[samples.label_index == label]
     return [Path(path).stem for path in samples.image_path]
 

@@ -28,7 +28,7 @@ def ids(*datasets: object, label: int | None = None) -> set[str]:
     return {
         Path(row.image_path).stem
         for dataset in datasets
-        for row in dataset.samples.itertuples()
+        for row in dataset.samples.itertuples()  # type: ignore[attr-defined]
         if label is None or row.label_index == label
     }
 

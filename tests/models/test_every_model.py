@@ -457,7 +457,7 @@ def test_an_exported_model_trains_as_a_fresh_one(fitted, exported, tmp_path):
 # ----------------------------------------------------------------------------------------- processes of their own
 
 
-@pytest.mark.slow
+@pytest.mark.own_process
 def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
     epoch = fitted.epochs - 1
     assert run("-m", "every_model", fitted.row.name, tmp_path, "--kill", epoch, succeeds=False) < 0
@@ -467,7 +467,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
     assert not differing(fitted.state, torch.load(tmp_path / "rank0.pt", weights_only=True))
 
 
-@pytest.mark.slow
+@pytest.mark.own_process
 def test_two_processes_agree(fitted, tmp_path):
     options = json.dumps({"strategy": "ddp_find_unused_parameters_true"})
     make_data(tmp_path / "images")
@@ -488,7 +488,7 @@ def test_two_processes_agree(fitted, tmp_path):
         torch.testing.assert_close(state_of(model.model.normality), state_of(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.own_process
 def test_command_line(fitted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_data(tmp_path / "images")

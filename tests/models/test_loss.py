@@ -58,7 +58,7 @@ def test_l2_features_have_unit_length_and_their_distance_is_a_cosine():
     normalised = [normalize_features(10 * tokens, "l2") for tokens in (student, teacher)]
     torch.testing.assert_close(normalised[0].norm(dim=-1), torch.ones(2, 5))
     expected = 2 * (1 - F.cosine_similarity(student, teacher, dim=-1))
-    torch.testing.assert_close(feature_distance(*normalised, "mse"), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(feature_distance(*normalised, "mse"), expected, atol=1e-5, rtol=1e-5)  # type: ignore[call-arg]
 
 
 def test_layer_norm_has_no_affine_part():

@@ -82,7 +82,7 @@ class Measure(Callback):
 class CellJobs(BenchmarkJobGenerator):
     """Anomalib's jobs, built after the seed is set and with objects among the arguments; and measured."""
 
-    def generate_jobs(self, args: dict, previous_stage_result: Any) -> Generator[BenchmarkJob, None, None]:
+    def generate_jobs(self, args: dict[str, Any], previous_stage_result: Any) -> Generator[BenchmarkJob, None, None]:
         """Yield the one job of a cell."""
         del previous_stage_result
         seed_everything(args["seed"], workers=True)
@@ -97,7 +97,7 @@ class CellPipeline(Benchmark):
     """Anomalib's pipeline on one device."""
 
     @staticmethod
-    def _setup_runners(args: dict) -> list[SerialRunner]:
+    def _setup_runners(args: dict[str, Any]) -> list[SerialRunner]:
         return [SerialRunner(CellJobs(args["accelerator"]))]
 
 

@@ -6,7 +6,7 @@ Each format derives from ``SemanticDataModule`` and implements only ``read_annot
 import logging
 from abc import abstractmethod
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
@@ -198,7 +198,7 @@ class SemanticDataModule(AnomalibDataModule):
         samples = make_samples(annotations.images, normal)
         return samples[(samples["split"] == "test") & (samples["label"] == "normal")]["image_path"].tolist()
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the test images, as all of anomalib's datamodules do, and say that it is one of them."""
         logger.warning(
             "predict scores the %d test images of %s. To score every image of a folder, pass PredictFolder.",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def findings(
     batch: Batch | ImageItem | NumpyImageItem, model: AnomalibModule | None, *, single: bool = False
-) -> Iterator[tuple[str, NDArray | Tensor, Finding]]:
+) -> Iterator[tuple[str, NDArray[Any] | Tensor, Finding]]:
     """File (or ""), pixels and findings of each image.
 
     Args:
@@ -74,7 +74,7 @@ def threshold_of(post_processor: PostProcessor | None) -> float | None:
     return float(post_processor.image_threshold) if post_processor.image_sensitivity == 0.5 else math.nan
 
 
-def _array(value: Tensor | NDArray | None) -> NDArray | None:
+def _array(value: Tensor | NDArray[Any] | None) -> NDArray[Any] | None:
     """A map as ``(h, w)`` on the CPU."""
     if isinstance(value, Tensor):
         value = value.detach().to(torch.float32).cpu().numpy()

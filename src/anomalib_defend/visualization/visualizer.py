@@ -90,7 +90,7 @@ class NoveltyVisualizer(ImageVisualizer):
         """As for a test batch."""
         self.on_test_batch_end(*args, **kwargs)
 
-    def _draw(self, path: str, pixels: NDArray | Tensor, finding: Finding) -> Image.Image:
+    def _draw(self, path: str, pixels: NDArray[Any] | Tensor, finding: Finding) -> Image.Image:
         image, size = read_reduced(path, self.side) if path else (as_picture(pixels), None)
         return draw_picture(image, finding, self.side, size)
 
@@ -119,7 +119,7 @@ def read_reduced(path: str, side: int) -> tuple[Image.Image, tuple[int, int]]:
         return file.convert("RGB"), size
 
 
-def as_picture(image: NDArray | Tensor) -> Image.Image:
+def as_picture(image: NDArray[Any] | Tensor) -> Image.Image:
     """The image of a batch, whose values are normalised: they are stretched to black and white.
 
     Args:

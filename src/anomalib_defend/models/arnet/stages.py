@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anomalib_defend.models.components.stage import Stage, Step
+from anomalib_defend.models.components.stage import Optimizers, Stage, Step
 
 from .torch_model import ARNetModel, absolute_error
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from anomalib.data import Batch
 
     from anomalib_defend.models.components.run import Run
-    from anomalib_defend.models.components.stage import OptimizerLRScheduler
 
 NUM_LR_STEPS = 10
 
@@ -31,7 +30,7 @@ class RestorationStage(Stage):
         super().__init__(model, arguments)
         self._epoch, self._batches = -1, 0  # of the running mean of the errors
 
-    def optimizers(self) -> OptimizerLRScheduler:
+    def optimizers(self) -> Optimizers:
         """SGD without momentum, halved after each tenth of the epochs."""
         optimizer = torch.optim.SGD(self.model.parameters(), lr=self.arguments["lr"])
         epochs = self.arguments["epochs"]

@@ -136,7 +136,7 @@ class NormalImages:
                 with trainer.precision_plugin.forward_context():
                     yield part, self.preprocess(batch)
 
-    def read(self, dataset: AnomalibDataset, order: Sequence[int]) -> DataLoader:
+    def read(self, dataset: AnomalibDataset, order: Sequence[int]) -> DataLoader[Any]:
         """A loader like the training's own of other images or in another order."""
         loader = self.loader
         return DataLoader(

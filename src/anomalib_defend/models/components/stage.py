@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from anomalib.data import Batch
-    from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from .run import Run
+
+
+Optimizers: TypeAlias = Any
+"""What Lightning's ``configure_optimizers`` may return."""
 
 
 class Step(NamedTuple):
@@ -63,7 +66,7 @@ class Stage:
     def prepare(self, run: Run, epochs: int) -> None:
         """Decide and announce what depends on its number of epochs, before the first one of the training."""
 
-    def optimizers(self) -> OptimizerLRScheduler:
+    def optimizers(self) -> Optimizers:
         """Its optimiser, with schedules if there are any, as Lightning's ``configure_optimizers``."""
         return None
 

@@ -14,7 +14,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from anomalib_defend.models.components.fit_normality import fit_normality
 from anomalib_defend.models.components.normal_images import evaluating
-from anomalib_defend.models.components.stage import Stage, Step
+from anomalib_defend.models.components.stage import Optimizers, Stage, Step
 
 from .fakes import SAMPLED_AT_ONCE, FakeCache, FakeImages, fingerprint, own_fakes, small_images
 from .generator import Generator, require_diffusers
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from anomalib.data import Batch
 
     from anomalib_defend.models.components.run import Run
-    from anomalib_defend.models.components.stage import OptimizerLRScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +155,7 @@ class GeneratorStage(Stage):
         require_diffusers()
         return -(-lengths.stop_step // run.steps_per_epoch)
 
-    def optimizers(self) -> OptimizerLRScheduler:
+    def optimizers(self) -> Optimizers:
         """Adam, whose learning rate rises over the first 5,000 steps, at most a quarter of them."""
         if self.model.generator is None:  # the fakes will be found, or it cannot be built
             return None
