@@ -137,7 +137,7 @@ def first_quick(values, quick):
 
 
 @pytest.mark.parametrize(
-    "path", first_quick(sorted((CONFIGS / "data").glob("*.yaml")), "against"), ids=lambda path: path.name
+    "path", first_quick(sorted((CONFIGS / "data").glob("*.yaml")), "folder"), ids=lambda path: path.name
 )
 def test_data_configurations_run_with_a_stock_model(anomalib, write, path):
     config = yaml.safe_load(path.read_text())

@@ -99,6 +99,7 @@ def test_importing_connects_to_nothing(machine):
     assert machine.connections == []
 
 
+@pytest.mark.slow
 def test_help_connects_to_openvinos_telemetry_at_most(machine):
     machine.python(CLI, *HELP)
     assert all("www.google-analytics.com" in connection for connection in machine.connections)

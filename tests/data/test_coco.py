@@ -324,6 +324,7 @@ def test_a_download_that_failed_goes_on(tmp_path, official, monkeypatch):
     assert len(handler.requests) == 4
 
 
+@pytest.mark.slow
 def test_a_stock_model_on_the_command_line(tmp_path, monkeypatch):
     from anomalib.cli.cli import AnomalibCLI
 

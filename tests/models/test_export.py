@@ -75,6 +75,7 @@ def test_openvino_gives_the_engines_scores(trained, photos, tmp_path):
     np.testing.assert_allclose(outputs["pred_score"].reshape(-1), together, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_for_production(trained, tmp_path, photos, capsys):
     model, engine = trained
     xml = engine.export(model, "openvino", export_root=tmp_path, ckpt_path=engine.best_model_path)

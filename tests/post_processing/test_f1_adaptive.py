@@ -48,6 +48,7 @@ def test_the_threshold_has_the_best_f1_of_the_validation_images(data, tmp_path):
     assert metrics["image_F1Score"] == pytest.approx(f1(scores > threshold + slack, labels))
 
 
+@pytest.mark.slow
 def test_from_the_command_line(voc, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = [f"--model.{name}={value}" for name, value in TINY.items()]
