@@ -89,12 +89,10 @@ def test_names_are_those_of_torchvision():
 
 
 def test_an_unknown_category(folders):
-    with pytest.raises(
-        ValueError,
-        match=r"unknown 'T-shirt/top'\. Did you mean 'T-shirt_top'.* Available are: 0 T-shirt_top, 1 Trouser,.*9 Ankle boot",
-    ):
+    message = r"unknown 'T-shirt/top'\. Did you mean 'T-shirt_top'.* Available are: 0 T-shirt_top, 1 .*9 Ankle boot"
+    with pytest.raises(ValueError, match=message):
         build(fashion(folders, "T-shirt/top"))
-    with pytest.raises(ValueError, match=r"unknown '10'\. Available are: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\."):
+    with pytest.raises(ValueError, match=r"unknown '10'\..* Available are: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\."):
         build(mnist(folders, 10))
 
 
