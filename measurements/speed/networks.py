@@ -23,6 +23,7 @@ def random_model(backbone: str, image_size: int | None = None) -> Defend:
     teacher = create_vit(backbone, model.model.image_size)
     model.model.teacher.load_state_dict(teacher.state_dict())
     model.trained_steps.fill_(1)
+    model.post_processor.enable_thresholding = False  # nothing was validated
     model.model.teacher.eval()
     return model
 

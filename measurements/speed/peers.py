@@ -38,7 +38,8 @@ def random_dn2() -> DN2:
     """Nearest neighbours that count as found."""
     dn2 = DN2("vit_small_patch16_224", pre_trained=False, visualizer=False)
     dn2.model.normality.fit(nn.functional.normalize(torch.randn(TRAINING_IMAGES, 384), dim=-1))
-    dn2._is_fitted.fill_(True)
+    dn2.trained_steps.fill_(1)
+    dn2.post_processor.enable_thresholding = False  # nothing was validated
     return dn2
 
 

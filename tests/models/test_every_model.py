@@ -499,7 +499,8 @@ def test_command_line(fitted, tmp_path, monkeypatch):
         for item in (f"--model.{key}", value if isinstance(value, str) else json.dumps(value))
     ]  # fmt: skip
     data = ["--data", "SemanticFolder", "--data.root", "images", "--data.category", "cat", "--data.num_workers", "0"]
-    anomalib = ["-c", "import encoders; from anomalib.cli.cli import main; main()"]
+    small = f"import anomalib_defend.nn.dense_prototypes as heads; vars(heads).update({SMALL_HEAD})"
+    anomalib = ["-c", f"import encoders; {small}; from anomalib.cli.cli import main; main()"]
     trainer = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     run(*anomalib, "train", "--model", name, *arguments, *data, "--data.train_batch_size", "4", *trainer)
     (ckpt,) = checkpoints(tmp_path)
