@@ -44,7 +44,7 @@ def make_engine(tmp_path: Path) -> Callable[..., Engine]:
     return make
 
 
-QUICK = ("[Defend]", "[DN2]")
+QUICK = ("[ARNet]", "[MeanFeature]")
 
 
 @pytest.hookimpl(tryfirst=True)
