@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import openvino
+    from torch import Tensor, nn
 
     from anomalib_defend.models import Defend
 
@@ -45,6 +46,15 @@ def scorer(xml: Path, threads: int, precision: str | None = None) -> Callable[[n
     """Compile an export with OpenVINO's defaults, but for threads and ``precision``."""
     config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
     return _core().compile_model(xml, "CPU", {"INFERENCE_NUM_THREADS": threads, **config})
+
+
+def compiled(model: nn.Module, example: tuple[Tensor, ...], threads: int, precision: str | None) -> Any:
+    """Compile a module for inputs like the example's, as `scorer` does."""
+    import openvino  # noqa: PLC0415 - optional extra
+
+    converted = openvino.convert_model(model, example_input=example, input=[list(item.shape) for item in example])
+    config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+    return _core().compile_model(converted, "CPU", {"INFERENCE_NUM_THREADS": threads, **config})
 
 
 def queue_scorer(xml: Path, threads: int, requests: int) -> Callable[[np.ndarray], Any]:

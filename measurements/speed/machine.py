@@ -1,4 +1,4 @@
-"""The machine's rate of the matrix products that a ViT consists of."""
+"""The rate of the matrix products that a ViT consists of, by each engine at hand: the fastest one is the floor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .exports import compiled
 
 if TYPE_CHECKING:
     from timm.models import VisionTransformer
@@ -32,3 +35,34 @@ class MatrixProducts:
         """Compute them once."""
         for weight in self.weights:
             F.linear(self.inputs[weight.shape[1]], weight)
+
+
+class OpenVINOProducts:
+    """The same products, computed by OpenVINO.
+
+    Args:
+        products: Those in float32.
+        threads: As the contenders have them.
+        precision: OpenVINO's hint; its default if ``None``.
+    """
+
+    def __init__(self, products: MatrixProducts, threads: int, precision: str | None) -> None:
+        self.flop = products.flop
+        model = _Products(products.weights).eval()
+        self._inputs = [value.numpy() for value in products.inputs.values()]
+        self._request = compiled(model, tuple(products.inputs.values()), threads, precision).create_infer_request()
+
+    def __call__(self) -> None:
+        """Compute them once."""
+        self._request.infer(self._inputs, share_inputs=True, share_outputs=True)
+
+
+class _Products(nn.Module):
+    def __init__(self, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+        self.columns = weights[0].shape[1]
+
+    def forward(self, narrow: Tensor, wide: Tensor) -> list[Tensor]:
+        """The products."""
+        return [F.linear(narrow if weight.shape[1] == self.columns else wide, weight) for weight in self.weights]

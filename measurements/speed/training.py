@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from anomalib_defend.benchmark.machine import has_bf16
 from anomalib_defend.models.components.teacher_cache import CacheLayout, TeacherCache, reserve
 from anomalib_defend.models.components.teacher_pass import CACHE_DTYPE
 from anomalib_defend.models.defend.stages import dense_optimizer, distill_optimizer
@@ -144,7 +145,8 @@ def make_steps(backbone: str, batch: int, stage: int) -> dict[str, Step]:
     """All contenders of a stage on one model."""
     model = random_model(backbone).model
     images = random_images(batch, model.image_size).sub_(0.5).div_(0.5)
-    return {name: Step(model, images, contender, stage) for name, contender in STAGES[stage].items()}
+    contenders = {name: item for name, item in STAGES[stage].items() if has_bf16() or not item.bf16}
+    return {name: Step(model, images, contender, stage) for name, contender in contenders.items()}
 
 
 def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str, float]]:
@@ -152,14 +154,15 @@ def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str,
     steps = make_steps(backbone, options.batch, stage)
     model = next(iter(steps.values())).model
     tokens = options.batch * (model.grid[0] * model.grid[1] + 1)
-    rates = {dtype: MatrixProducts(model.teacher, tokens, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    dtypes = [torch.float32, torch.bfloat16] if has_bf16() else [torch.float32]
+    rates = {dtype: MatrixProducts(model.teacher, tokens, dtype) for dtype in dtypes}
     times = alternate({**steps, **{str(dtype): call for dtype, call in rates.items()}}, options.repeats, options.clock)
     floors: dict[str, float] = {}
     rows: list[dict[str, object]] = []
     for name, step in steps.items():
         contender = step.contender
-        dtype = torch.bfloat16 if contender.bf16 else torch.float32
-        rate = rates[dtype].flop / median(times[str(dtype)])
+        usable = rates if contender.bf16 else [torch.float32]
+        rate = max(rates[dtype].flop / median(times[str(dtype)]) for dtype in usable)
         flop = operations.stage1(model) if stage == 1 else operations.stage2(model, contender.cached)
         floors[name] = options.batch * flop / rate / median(times[name])
         rows.append(

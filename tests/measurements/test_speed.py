@@ -94,6 +94,7 @@ def test_operations_are_those_that_torch_counts():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_quick_run_writes_its_figures_and_none_has_become_slow(tmp_path):
     pytest.importorskip("openvino")
     file = tmp_path / "figures.json"
@@ -109,7 +110,9 @@ def test_a_quick_run_writes_its_figures_and_none_has_become_slow(tmp_path):
     assert figures["stage1_memory_ratio"] < 0.8
     assert figures["inference_speedup"] > (2 if "bf16" in figures["machine"] else 0.9)
     assert figures["int8_speedup"] > 0.5
-    assert 0.2 < figures["fraction_of_floor"] < 1.5
+    shares = {name: share for name, share in figures.items() if "fraction_of_floor" in name}
+    assert {"stage1_fraction_of_floor", "stage2_fraction_of_floor", "fraction_of_floor"} <= shares.keys()
+    assert all(0.2 < share <= 1.05 for share in shares.values()), shares  # 5 % are noise
 
 
 def test_stage_1_takes_less_memory_than_published():

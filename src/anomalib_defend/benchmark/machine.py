@@ -10,6 +10,11 @@ from pathlib import Path
 _PACKAGES = ("torch", "timm", "anomalib", "openvino", "nncf")
 
 
+def has_bf16() -> bool:
+    """Whether the processor multiplies in bfloat16: without, engines emulate it, slower than float32."""
+    return "bf16" in describe(1).partition(")")[0]
+
+
 def describe(threads: int) -> str:
     """One line: processor, cores, threads and versions."""
     info = Path("/proc/cpuinfo")
