@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from .networks import photographs, random_model
 from .report import Options, Result, table
 from .timing import alternate
-from .training import OURS, OURS_BF16, STAGES, Step
+from .training import OURS, OURS_BF16, STAGES, Step, contenders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,8 @@ def run(options: Options) -> Iterator[Result]:
         rows: list[dict[str, object]] = []
         figures = {}
         for stage, name in (*OURS.items(), *OURS_BF16.items()):
+            if name not in contenders(stage):
+                continue
             precision = "bf16" if STAGES[stage][name].bf16 else "float32"
             images = torch.stack([dataset[index] for index in range(options.batch)])
             step = Step(model.model, images, STAGES[stage][name], stage)

@@ -21,10 +21,10 @@ from anomalib_defend.benchmark.machine import has_bf16
 
 from . import operations
 from .exports import CALIBRATION, export, queue_scorer, scorer
-from .machine import MatrixProducts, OpenVINOProducts
+from .machine import Floor
 from .networks import photographs, random_images, random_model
 from .report import Options, Result, by_backbone, table
-from .timing import Times, alternate, speedup
+from .timing import alternate, speedup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,14 +87,7 @@ def measure(backbone: str, options: Options, folder: Path) -> tuple[str, dict[st
     scorers, left_out = make_scorers(model, folder, calibration, options)
     images = random_images(options.batch, model.model.image_size).numpy()
     tokens = options.batch * (model.model.teacher.patch_embed.num_patches + 1)
-    torch_f32 = MatrixProducts(model.model.teacher, tokens, torch.float32)
-    rates: dict[str, MatrixProducts | OpenVINOProducts] = {
-        "products, torch, f32": torch_f32,
-        "products, OpenVINO, f32": OpenVINOProducts(torch_f32, options.threads, "f32"),
-        "products, OpenVINO, default": OpenVINOProducts(torch_f32, options.threads, None),
-    }
-    if has_bf16():
-        rates["products, torch, bf16"] = MatrixProducts(model.model.teacher, tokens, torch.bfloat16)
+    floor = Floor(model.model.teacher, tokens, options.threads)
 
     def calls(prepare: Callable[[str], np.ndarray]) -> dict[str, Callable[[], Any]]:
         return {name: partial(_prepare_and_score, partial(prepare, name), score) for name, score in scorers.items()}
@@ -105,39 +98,37 @@ def measure(backbone: str, options: Options, folder: Path) -> tuple[str, dict[st
         return torch.stack([prepare(read_image(path, as_tensor=True)) for path in paths[:count]]).numpy()
 
     rounds, clock = options.repeats, options.clock
-    many = alternate({**calls(lambda _: images), **rates}, rounds, clock)
+    many = alternate({**calls(lambda _: images), **floor.calls}, rounds, clock)
     one = alternate(calls(lambda _: images[:1]), 4 * rounds, clock)
     files = alternate(calls(partial(read, options.batch)), rounds, clock)
     file = alternate(calls(partial(read, 1)), 4 * rounds, clock)
-    seconds = {name: operations.inference(model.model) / call.flop * median(many[name]) for name, call in rates.items()}
-    floors = {
-        "f32": min(time for name, time in seconds.items() if name.endswith("f32")),
-        "any": min(seconds.values()),
-    }
-    rows: list[dict[str, object]] = []
-    for name in scorers:
-        kind = "f32" if name.endswith("f32") else "any"
-        rows.append(
-            {
-                f"images/s, {backbone}": name,
-                f"batch {options.batch}": options.batch / median(many[name]),
-                "times as fast": speedup(many, TORCH, name),
-                "share of its floor": None if "int8" in name else floors[kind] * options.batch / median(many[name]),
-                "batch 1": 1 / median(one[name]),
-                f"files, batch {options.batch}": options.batch / median(files[name]),
-                "files, one by one": 1 / median(file[name]),
-            }
-        )
-    rows += [{f"images/s, {backbone}": name, f"batch {options.batch}": 1 / time} for name, time in seconds.items()]
-    return "\n\n".join([table(rows), *left_out]), _figures(many, floors["any"], options.batch)
+    flop = options.batch * operations.inference(model.model)
 
+    def share(name: str) -> float:
+        return floor.seconds(many, flop, single=name.endswith("f32")) / median(many[name])
 
-def _figures(times: Times, floor: float, batch: int) -> dict[str, float]:
-    return {
-        "inference_speedup": speedup(times, TORCH, DEFAULT),
-        "int8_speedup": speedup(times, DEFAULT, INT8),
-        "fraction_of_floor": floor * batch / median(times[DEFAULT]),
+    rows: list[dict[str, object]] = [
+        {
+            f"images/s, {backbone}": name,
+            f"batch {options.batch}": options.batch / median(many[name]),
+            "times as fast": speedup(many, TORCH, name),
+            "share of its floor": None if "int8" in name else share(name),
+            "batch 1": 1 / median(one[name]),
+            f"files, batch {options.batch}": options.batch / median(files[name]),
+            "files, one by one": 1 / median(file[name]),
+        }
+        for name in scorers
+    ]
+    rows += [
+        {f"images/s, {backbone}": name, f"batch {options.batch}": options.batch * rate / flop}
+        for name, rate in floor.rates(many).items()
+    ]
+    figures = {
+        "inference_speedup": speedup(many, TORCH, DEFAULT),
+        "int8_speedup": speedup(many, DEFAULT, INT8),
+        "fraction_of_floor": share(DEFAULT),
     }
+    return "\n\n".join([table(rows), *left_out]), figures
 
 
 def run(options: Options) -> Iterator[Result]:

@@ -1,21 +1,29 @@
-"""The rate of the matrix products that a ViT consists of, by each engine at hand: the fastest one is the floor."""
+"""The floor: the time that the fastest engine at hand takes for the matrix products of a ViT."""
 
 from __future__ import annotations
 
+from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalib_defend.benchmark.machine import has_bf16
+
 from .exports import compiled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from timm.models import VisionTransformer
 
+    from .timing import Times
 
-class MatrixProducts:
-    """The four products of one block, for a batch: called among the contenders, it tells the machine's rate then.
+
+class Products(nn.Module):
+    """The four matrix products of one block of a ViT, for a batch.
 
     Args:
         vit: Encoder whose widths are taken.
@@ -23,46 +31,58 @@ class MatrixProducts:
         dtype: Of the operands.
     """
 
-    def __init__(self, vit: VisionTransformer, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, vit: VisionTransformer, tokens: int, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
         dim, hidden = vit.embed_dim, vit.blocks[0].mlp.fc1.out_features
         shapes = [(3 * dim, dim), (dim, dim), (hidden, dim), (dim, hidden)]
-        self.weights = [torch.randn(shape).to(dtype) for shape in shapes]
-        self.inputs = {columns: torch.randn(tokens, columns).to(dtype) for columns in (dim, hidden)}
+        self.weights = nn.ParameterList(torch.randn(shape, dtype=dtype) for shape in shapes)
+        self.inputs = tuple(torch.randn(tokens, columns, dtype=dtype) for columns in (dim, hidden))
         self.flop = sum(2 * tokens * rows * columns for rows, columns in shapes)
-
-    @torch.inference_mode()
-    def __call__(self) -> None:
-        """Compute them once."""
-        for weight in self.weights:
-            F.linear(self.inputs[weight.shape[1]], weight)
-
-
-class OpenVINOProducts:
-    """The same products, computed by OpenVINO.
-
-    Args:
-        products: Those in float32.
-        threads: As the contenders have them.
-        precision: OpenVINO's hint; its default if ``None``.
-    """
-
-    def __init__(self, products: MatrixProducts, threads: int, precision: str | None) -> None:
-        self.flop = products.flop
-        model = _Products(products.weights).eval()
-        self._inputs = [value.numpy() for value in products.inputs.values()]
-        self._request = compiled(model, tuple(products.inputs.values()), threads, precision).create_infer_request()
-
-    def __call__(self) -> None:
-        """Compute them once."""
-        self._request.infer(self._inputs, share_inputs=True, share_outputs=True)
-
-
-class _Products(nn.Module):
-    def __init__(self, weights: list[Tensor]) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(weights)
-        self.columns = weights[0].shape[1]
 
     def forward(self, narrow: Tensor, wide: Tensor) -> list[Tensor]:
         """The products."""
-        return [F.linear(narrow if weight.shape[1] == self.columns else wide, weight) for weight in self.weights]
+        return [F.linear(wide if weight.shape[1] == wide.shape[1] else narrow, weight) for weight in self.weights]
+
+    @torch.inference_mode()
+    def compute(self) -> None:
+        """Compute them once with torch."""
+        self(*self.inputs)
+
+
+class Floor:
+    """The products, computed by every engine in every precision that the processor has.
+
+    Called among the contenders, they tell the machine's rate then. A precision that the processor has not is emulated
+    and tells nothing.
+
+    Args:
+        vit: Encoder whose widths are taken.
+        tokens: Rows: images times tokens.
+        threads: Of OpenVINO.
+    """
+
+    def __init__(self, vit: VisionTransformer, tokens: int, threads: int) -> None:
+        single = Products(vit, tokens)
+        self.flop = single.flop
+        inputs = [value.numpy() for value in single.inputs]
+        self.calls: dict[str, Callable[[], object]] = {"products, torch, f32": single.compute}
+        for precision in ("f32", "bf16") if has_bf16() else ("f32",):
+            request = compiled(single, single.inputs, threads, precision).create_infer_request()
+            infer = partial(request.infer, inputs, share_inputs=True, share_outputs=True)
+            self.calls[f"products, OpenVINO, {precision}"] = infer
+        if has_bf16():
+            self.calls["products, torch, bf16"] = Products(vit, tokens, torch.bfloat16).compute
+
+    def rates(self, times: Times) -> dict[str, float]:
+        """FLOP a second of each engine and precision, from the times of ``calls``."""
+        return {name: self.flop / median(times[name]) for name in self.calls}
+
+    def seconds(self, times: Times, flop: float, *, single: bool) -> float:
+        """The time that the fastest one takes for ``flop`` operations.
+
+        Args:
+            times: Those of ``calls``, measured in turns with the contenders.
+            flop: Operations.
+            single: In float32 only.
+        """
+        return flop / max(rate for name, rate in self.rates(times).items() if not single or name.endswith("f32"))

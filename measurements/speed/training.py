@@ -24,7 +24,7 @@ from anomalib_defend.nn import vit
 from anomalib_defend.nn.distance import TeacherOutput
 
 from . import operations, reference
-from .machine import MatrixProducts
+from .machine import Floor
 from .networks import random_images, random_model
 from .report import Options, Result, by_backbone, table
 from .timing import alternate, speedup
@@ -141,12 +141,16 @@ class Step:
         return self.contender.loss(self.model, self.images, *teacher)
 
 
+def contenders(stage: int) -> dict[str, Contender]:
+    """Those of a stage that the processor has the arithmetic for: emulated bf16 tells nothing."""
+    return {name: contender for name, contender in STAGES[stage].items() if has_bf16() or not contender.bf16}
+
+
 def make_steps(backbone: str, batch: int, stage: int) -> dict[str, Step]:
     """All contenders of a stage on one model."""
     model = random_model(backbone).model
     images = random_images(batch, model.image_size).sub_(0.5).div_(0.5)
-    contenders = {name: item for name, item in STAGES[stage].items() if has_bf16() or not item.bf16}
-    return {name: Step(model, images, contender, stage) for name, contender in contenders.items()}
+    return {name: Step(model, images, contender, stage) for name, contender in contenders(stage).items()}
 
 
 def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str, float]]:
@@ -154,17 +158,15 @@ def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str,
     steps = make_steps(backbone, options.batch, stage)
     model = next(iter(steps.values())).model
     tokens = options.batch * (model.grid[0] * model.grid[1] + 1)
-    dtypes = [torch.float32, torch.bfloat16] if has_bf16() else [torch.float32]
-    rates = {dtype: MatrixProducts(model.teacher, tokens, dtype) for dtype in dtypes}
-    times = alternate({**steps, **{str(dtype): call for dtype, call in rates.items()}}, options.repeats, options.clock)
+    floor = Floor(model.teacher, tokens, options.threads)
+    times = alternate({**steps, **floor.calls}, options.repeats, options.clock)
     floors: dict[str, float] = {}
     rows: list[dict[str, object]] = []
     for name, step in steps.items():
         contender = step.contender
-        usable = rates if contender.bf16 else [torch.float32]
-        rate = max(rates[dtype].flop / median(times[str(dtype)]) for dtype in usable)
         flop = operations.stage1(model) if stage == 1 else operations.stage2(model, contender.cached)
-        floors[name] = options.batch * flop / rate / median(times[name])
+        shortest = floor.seconds(times, options.batch * flop, single=not contender.bf16)
+        floors[name] = shortest / median(times[name])
         rows.append(
             {
                 f"stage {stage}, {backbone}": name,
@@ -178,8 +180,8 @@ def measure(backbone: str, stage: int, options: Options) -> tuple[str, dict[str,
         f"stage{stage}_speedup": speedup(times, "published", OURS[stage]),
         f"stage{stage}_fraction_of_floor": floors[OURS[stage]],
     }
-    rates_line = ", ".join(f"{call.flop / median(times[str(d)]) / 1e9:.0f} GFLOP/s {d}" for d, call in rates.items())
-    return f"{table(rows)}\n\nMatrix products meanwhile: {rates_line}.", figures
+    rates_line = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}" for name, rate in floor.rates(times).items())
+    return f"{table(rows)}\n\nMeanwhile: {rates_line}.", figures
 
 
 def run(options: Options) -> Iterator[Result]:
