@@ -42,14 +42,3 @@ def make_engine(tmp_path: Path) -> Callable[..., Engine]:
         return Engine(**{**defaults, "enable_progress_bar": False, "enable_model_summary": False, **kwargs})
 
     return make
-
-
-QUICK = ("[ARNet]", "[MeanFeature]")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start processes of their own are slow, but for two models."""
-    for item in items:
-        if item.get_closest_marker("own_process") and not item.nodeid.endswith(QUICK):
-            item.add_marker(pytest.mark.slow)

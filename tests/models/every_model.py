@@ -1,15 +1,7 @@
-"""Every model, small: one line each. `test_every_model.py` holds all of them to one list.
+"""Every model, small: one line each. `test_every_model.py` holds all of them to one list."""
 
-As a program, one training in a process of its own: ``python every_model.py NAME FOLDER [CHECKPOINT]``.
-"""
-
-import argparse
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +11,13 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback
 from smallest_model import MeanFeature
 
-import anomalib_defend
+import forked
 import miniatures
 from anomalib_defend import DN2, ARNet, Defend, Fitymi, SemanticFolder
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
 from encoders import MINIATURE
 
-HERE = Path(__file__).parent
 SMALL_HEAD = {"HIDDEN_DIM": 32, "EMBED_DIM": 16}
 VIT = {"backbone": MINIATURE, "pre_trained": False}
 TWO_STAGES = {**VIT, "dense_epochs": 1, "distill_epochs": 2, "student_lr": 1e-3, "seed": 0}
@@ -127,42 +118,27 @@ def stop(_model: NoveltyDetectorMixin) -> None:
     raise RuntimeError(msg)
 
 
-def run(*command: object, succeeds: bool = True) -> int:
-    """Run Python in a process of its own, with a free port for those that it starts; return its exit status."""
-    source = Path(anomalib_defend.__file__).parents[1]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(map(str, [source, HERE, HERE.parent])), "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
-    }  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert not succeeds or result.returncode == 0, result.stderr[-3000:]
-    return result.returncode
+def train(name: str, folder: Path, *, kill_in: int | None = None, ckpt_path: Path | None = None, **engine: Any) -> None:
+    """One training of a row, for a process of its own; its state lies in ``folder`` afterwards.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=[row.name for row in ROWS])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--ckpt_path")
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--kill", type=int, default=-1, help="epoch in which the process dies")
-    parser.add_argument("--engine", type=json.loads, default={})
-    arguments = parser.parse_args()
+    Args:
+        name: The row's.
+        folder: Of images, runs and states.
+        kill_in: Epoch in which the process dies.
+        ckpt_path: To go on from.
+        engine: What `make_engine` takes.
+    """
     torch.set_num_threads(1)
-    for name, value in SMALL_HEAD.items():
-        setattr(dense_prototypes, name, value)
-    (row,) = (row for row in ROWS if row.name == arguments.name)
+    vars(dense_prototypes).update(SMALL_HEAD)
+    (row,) = (row for row in ROWS if row.name == name)
     model = row.build(chance=2)
-    callbacks = [At(arguments.kill, kill)] if arguments.kill >= 0 else []
-    engine = make_engine(arguments.folder / "runs", devices=arguments.devices, callbacks=callbacks, **arguments.engine)
-    engine.fit(model, datamodule=make_data(arguments.folder / "images"), ckpt_path=arguments.ckpt_path)
-    torch.save(state_of(model), arguments.folder / f"rank{engine.trainer.global_rank}.pt")
+    callbacks = [] if kill_in is None else [At(kill_in, kill)]
+    trained = make_engine(folder / "runs", callbacks=callbacks, **engine)
+    trained.fit(model, datamodule=make_data(folder / "images"), ckpt_path=ckpt_path)
+    torch.save(state_of(model), folder / f"rank{trained.trainer.global_rank}.pt")
 
 
-if __name__ == "__main__":
-    main()
+def command_line(*arguments: object) -> None:
+    """anomalib's, with the small head of the rows."""
+    vars(dense_prototypes).update(SMALL_HEAD)
+    forked.anomalib(*arguments)

@@ -1,14 +1,15 @@
 """Every model on a CUDA device; `test_fake_cuda.py` looks for what can be found without one."""
 
-import json
+from functools import partial
 
 import pytest
 import torch
 from anomalib.deploy import OpenVINOInferencer
-from every_model import ROWS, SMALL_HEAD, At, checkpoints, make_data, make_engine, run, state_of, stop
+from every_model import ROWS, SMALL_HEAD, At, checkpoints, make_data, make_engine, state_of, stop, train
 
 from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import NearestNeighbors
+from forked import run_ranks
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -83,7 +84,7 @@ def test_neighbours_are_those_of_the_cpu():
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 def test_two_devices(row, data, tmp_path):
-    options = json.dumps({"accelerator": "cuda", "strategy": "ddp_find_unused_parameters_true"})
-    run("-m", "every_model", row.name, tmp_path, "--devices", 2, "--engine", options)
+    in_ranks = partial(train, accelerator="cuda", devices=2, strategy="ddp_find_unused_parameters_true")
+    run_ranks(2, in_ranks, row.name, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", map_location="cpu") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)

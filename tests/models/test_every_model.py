@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,20 @@ import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import InferenceBatch
 from anomalib.models import get_model, list_models
-from every_model import ROWS, SMALL_HEAD, At, Row, checkpoints, differing, make_data, make_engine, run, state_of, stop
+from every_model import (
+    ROWS,
+    SMALL_HEAD,
+    At,
+    Row,
+    checkpoints,
+    command_line,
+    differing,
+    make_data,
+    make_engine,
+    state_of,
+    stop,
+    train,
+)
 from torchvision.transforms import v2
 
 import anomalib_defend
@@ -27,6 +41,7 @@ from anomalib_defend.decision import Calibration, calibration_path, p_value
 from anomalib_defend.models.components.checkpoints import MODEL_KEY
 from anomalib_defend.models.components.normal_images import NormalImages
 from anomalib_defend.nn import dense_prototypes
+from forked import run, run_ranks, start, wait
 
 HERE = Path(__file__).parent
 OLD = HERE / "version_0_1"
@@ -457,21 +472,19 @@ def test_an_exported_model_trains_as_a_fresh_one(fitted, exported, tmp_path):
 # ----------------------------------------------------------------------------------------- processes of their own
 
 
-@pytest.mark.own_process
 def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
     epoch = fitted.epochs - 1
-    assert run("-m", "every_model", fitted.row.name, tmp_path, "--kill", epoch, succeeds=False) < 0
+    assert wait(start(partial(train, kill_in=epoch), fitted.row.name, tmp_path)) == -signal.SIGKILL
     last = checkpoints(tmp_path)[-1:]
     assert len(last) == (fitted.epochs > 1)
-    run("-m", "every_model", fitted.row.name, tmp_path, *(option for path in last for option in ("--ckpt_path", path)))
+    run(partial(train, ckpt_path=last[0] if last else None), fitted.row.name, tmp_path)
     assert not differing(fitted.state, torch.load(tmp_path / "rank0.pt", weights_only=True))
 
 
-@pytest.mark.own_process
 def test_two_processes_agree(fitted, tmp_path):
-    options = json.dumps({"strategy": "ddp_find_unused_parameters_true"})
     make_data(tmp_path / "images")
-    run("-m", "every_model", fitted.row.name, tmp_path, "--devices", 2, "--engine", options)
+    in_ranks = partial(train, devices=2, strategy="ddp_find_unused_parameters_true")
+    run_ranks(2, in_ranks, fitted.row.name, tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert not differing(first, second)
     assert first["trained_steps"].all()
@@ -488,7 +501,6 @@ def test_two_processes_agree(fitted, tmp_path):
         torch.testing.assert_close(state_of(model.model.normality), state_of(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.own_process
 def test_command_line(fitted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_data(tmp_path / "images")
@@ -499,12 +511,10 @@ def test_command_line(fitted, tmp_path, monkeypatch):
         for item in (f"--model.{key}", value if isinstance(value, str) else json.dumps(value))
     ]  # fmt: skip
     data = ["--data", "SemanticFolder", "--data.root", "images", "--data.category", "cat", "--data.num_workers", "0"]
-    small = f"import anomalib_defend.nn.dense_prototypes as heads; vars(heads).update({SMALL_HEAD})"
-    anomalib = ["-c", f"import encoders; {small}; from anomalib.cli.cli import main; main()"]
     trainer = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
-    run(*anomalib, "train", "--model", name, *arguments, *data, "--data.train_batch_size", "4", *trainer)
+    run(command_line, "train", "--model", name, *arguments, *data, "--data.train_batch_size", "4", *trainer)
     (ckpt,) = checkpoints(tmp_path)
-    run(*anomalib, "export", "--model", name, "--ckpt_path", ckpt, "--export_type", "torch")
+    run(command_line, "export", "--model", name, "--ckpt_path", ckpt, "--export_type", "torch")
     (file,) = tmp_path.rglob("model.pt")
     loaded = torch.load(file, weights_only=False)["model"]
     assert_same(predict(loaded, fitted.images), predict(model.load_from_checkpoint(ckpt), fitted.images))
