@@ -148,7 +148,7 @@ class Checkpoint:
         Raises:
             ValueError: If an older version has saved none.
         """
-        from anomalib_defend.post_processing.normal_quantile import NO_CALIBRATION  # noqa: PLC0415 - seconds
+        from anomalib_defend.post_processing.calibrated import NO_CALIBRATION  # noqa: PLC0415 - seconds
 
         if self._processor.calibration is None:
             raise ValueError(NO_CALIBRATION)
