@@ -231,6 +231,9 @@ def open_model(path: Path) -> Checkpoint | Export:
         return Checkpoint(found)
     if found.suffix in {".xml", ".onnx"}:
         return Export(found)
+    if found.suffix == ".pt":  # a pickle: reading it may run code
+        msg = f"The threshold of a torch export ({found}) cannot be moved: move the checkpoint's, and export it again."
+        raise ValueError(msg)
     msg = f"{found} is no model whose threshold can be moved: give {KINDS}."
     raise ValueError(msg)
 
