@@ -1,6 +1,6 @@
-"""What thresholds, p-values and selections promised and kept on photographs: prints the tables of docs/thresholds.md.
+"""What thresholds, p-values and selections promised and kept on photographs: prints tables of docs/reliability.md.
 
-``python measurements/thresholds.py SHARED``: nearest neighbours (`DN2`) on DeiT-Tiny's features, 300 photographs in the
+``python -m measurements.thresholds SHARED``: nearest neighbours (`DN2`) on DeiT-Tiny's features, 300 photographs in the
 memory; validation and test photographs are drawn again and again from those that are not.
 """
 
@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from anomalib.data.utils import read_image
-from anomalib_defend.nn.pretrained import load_weights
 
 from anomalib_defend import DN2
 from anomalib_defend.decision import Calibration, Level, least_fdr, p_values, select
 from anomalib_defend.decision.calibration import threshold_and_scale
+from anomalib_defend.models.components.encoder_weights import load_weights
 
 MEMORY, TEST = 300, 300
 DRAWS = 200
@@ -84,6 +84,18 @@ def false_alarms(pool: Pool, count: int, target_fpr: float) -> str:
     )
 
 
+def validity(pool: Pool, count: int) -> str:
+    """A table's row: the most by which the share of normal photographs with p <= t exceeds t, over every t."""
+    rng, shares = np.random.default_rng(3), np.zeros(count)
+    levels = np.arange(1, count + 1) / (count + 1)
+    for _ in range(DRAWS):
+        drawn = rng.permutation(pool.normal)
+        values = p_values(drawn[count : count + TEST], drawn[:count])
+        shares += (values[:, None] <= levels + 1e-9).mean(axis=0) / DRAWS
+    worst = int((shares - levels).argmax())
+    return f"{count} | {shares[worst] - levels[worst]:+.3f}, at t = {levels[worst]:.2f}"
+
+
 def discoveries(pool: Pool, count: int, target_fdr: float, normal: int = 140, novel: int = 60) -> str:
     """A table's row: the share of normal photographs among the selected, and the share of novel ones found."""
     rng, wrong, found = np.random.default_rng(2), [], []
@@ -112,6 +124,10 @@ def main() -> None:
         for count in (19, 45, 100, 300):
             for target in (0.05, 0.1):
                 print(f"| {category} | {false_alarms(pool, count, target)} |")
+    print("\n| | validation images | P(p <= t) - t, at most |\n|---|---|---|")
+    for category, pool in pools.items():
+        for count in (19, 45, 100, 300):
+            print(f"| {category} | {validity(pool, count)} |")
     print("\n| | validation images | target_fdr | normal among the selected | novel found |\n|---|---|---|---|---|")
     for category, pool in pools.items():
         for count in (45, 100, 300):

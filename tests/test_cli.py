@@ -57,7 +57,17 @@ def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
     ckpt = Path(train.engine.best_model_path)
     assert ckpt.is_relative_to(tmp_path / "results" / "Defend" / "SemanticVOC" / "dog")
     assert "Stage 1, dense fine-tuning: epoch 1 of 1." in caplog.text
-    assert f"Checkpoint: {ckpt}" in caplog.text
+    assert f"Trained: {ckpt}" in caplog.text
+    root = Path(train.engine.trainer.default_root_dir)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("anomalib_defend")][-4:] == [
+        f"Pictures: {root / 'images'}",
+        f"Table: {root / 'test.csv'}",
+        f"Checkpoint: {ckpt}",
+        "Next: anomalib predict --data PredictFolder --data.root FOLDER_OF_YOUR_IMAGES --model Defend "
+        f"--ckpt_path {ckpt}",
+    ]
+    listed = pd.read_csv(root / "test.csv").picture
+    assert sorted(listed) == sorted(path.relative_to(root).as_posix() for path in (root / "images").rglob("*.png"))
     pictures = list((tmp_path / "results").rglob("images/**/*.png"))
     assert len(pictures) == 8
     assert Image.open(pictures[0]).width > Image.open(pictures[0]).height  # the image beside its heat map

@@ -82,12 +82,12 @@ def terminal(tmp_path, voc):
 # ------------------------------------------------------------------------------------------------- in a terminal
 
 
-def test_a_training(terminal):
+def test_a_training(terminal, tmp_path):
     screen = terminal()
     assert screen.status == 0
     ours = [line for line in screen.lines if OUR_LOG.match(line)]
     assert len(ours) == len(set(ours))
-    for message in ("Training 4 epochs: ", "seed=", "Teacher cache: ", "The teacher has seen the ", "Checkpoint: "):
+    for message in ("Training 4 epochs: ", "seed=", "Teacher cache: ", "The teacher has seen the ", "Trained: "):
         assert str(screen).count(message) == 1, message
     # one bar, which the last epoch leaves behind
     bars = [line for line in screen.lines if re.search(r"━.* left", line)]
@@ -99,8 +99,23 @@ def test_a_training(terminal):
         assert shown.encode() in screen.received
     # what the bar says is not logged again
     assert [line for line in ours if "epoch 2 of 2" in line] == []
-    assert any("image_AUROC" in line for line in screen.lines[-5:])
     assert "Traceback" not in str(screen)
+    # below the metrics: where everything is, and the next command; a line may be longer than the screen is wide
+    metrics = max(number for number, line in enumerate(screen.lines) if "image_AUROC" in line)
+    *_, pictures, table, checkpoint, following = re.split(
+        r"\d\d:\d\d:\d\d INFO    ", "".join(f"{line:{WIDTH}}" for line in screen.lines[metrics:])
+    )
+    run = tmp_path / "results" / "Defend" / "SemanticVOC" / "dog" / "v0"
+    ckpt = run / "weights" / "lightning" / "model.ckpt"
+    assert pictures.split() == ["Pictures:", str(run / "images")]
+    assert table.split() == ["Table:", str(run / "test.csv")]
+    assert checkpoint.split() == ["Checkpoint:", str(ckpt)]
+    assert "".join(following.split()) == (
+        f"Next:anomalibpredict--dataPredictFolder--data.rootFOLDER_OF_YOUR_IMAGES--modelDefend--ckpt_path{ckpt}"
+    )
+    assert ckpt.is_file()
+    assert (run / "images").is_dir()
+    assert (run / "test.csv").is_file()
 
 
 def test_an_error_of_ours_is_its_sentence(terminal):

@@ -161,6 +161,7 @@ def test_what_cannot_be_done_is_said(tmp_path, images) -> None:
     (tmp_path / "taken.onnx").write_text("mine")
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.pt").write_text("")
+    (tmp_path / "model.txt").write_text("")
     (images / "broken.png").write_text("no image")
     for error, match, arguments in (
         (FileExistsError, "taken.onnx exists", {"target_fpr": 0.2, "output": tmp_path / "taken.onnx"}),
@@ -176,9 +177,11 @@ def test_what_cannot_be_done_is_said(tmp_path, images) -> None:
         with pytest.raises(error, match=match):
             threshold(path, **arguments)
     assert (tmp_path / "taken.onnx").read_text() == "mine"
-    for wrong, error in ((tmp_path / "none.xml", FileNotFoundError), (tmp_path / "model.pt", ValueError)):
+    for wrong, error in ((tmp_path / "none.xml", FileNotFoundError), (tmp_path / "model.txt", ValueError)):
         with pytest.raises(error, match="give a checkpoint"):
             threshold(wrong)
+    with pytest.raises(ValueError, match=r"model\.pt\) cannot be moved: move the checkpoint's, and export it again"):
+        threshold(tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match="holds 2 exported models"):
         threshold(tmp_path)
 

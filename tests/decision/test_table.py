@@ -4,9 +4,10 @@ import csv
 
 import pandas as pd
 import pytest
+import torch
 
 from anomalib_defend.data.file_names import to_text
-from anomalib_defend.decision.table import COLUMNS, Row, append, append_chosen, cells, write_header
+from anomalib_defend.decision.table import COLUMNS, Row, append, append_chosen, cells, to_box, write_header
 
 ISSUE = "path, score, label, raw_score, p_value, threshold, true_label, categories, box, picture, error"
 
@@ -40,6 +41,11 @@ def test_no_cell_is_run_by_a_spreadsheet(table, text) -> None:
     assert row["path"] == row["picture"] == (f"./{name}" if name == text else name)  # still the same file
     assert row["categories"] == row["error"] == f"'{text}"
     assert not any(value.startswith(("=", "+", "-", "@", "\t", "\r")) for value in row.values())
+
+
+def test_a_box(table) -> None:
+    append(table, [Row("a", box=to_box(torch.tensor([1.0, 2.5, 30, 400]))), Row("b", box=to_box([0, 0, 0, 0]))])
+    assert [row["box"] for row in read(table)] == ["1 2.5 30 400", ""]
 
 
 def test_a_negative_score_stays_a_number(table) -> None:

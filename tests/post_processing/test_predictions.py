@@ -39,6 +39,7 @@ def run(table, trainer, model, scores, labels=None, stage="test"):
             getattr(model.post_processor, f"on_{stage}_batch_end")(trainer, model, batch)
         getattr(table, f"on_{stage}_batch_end")(trainer, model, batch)
     getattr(table, f"on_{stage}_end")(trainer, model)
+    table.teardown(trainer, model, stage)
 
 
 def test_a_test_says_what_it_found_and_what_was_to_be_expected(trainer, tmp_path, caplog) -> None:
@@ -47,7 +48,7 @@ def test_a_test_says_what_it_found_and_what_was_to_be_expected(trainer, tmp_path
         run(PredictionTable(), trainer, model, [0.75, 0.1, 0.9, 0.65, 0.2], [0, 0, 1, 1, 0])
     assert "False alarms: 1 of 3 normal images (expected: 0.6, 95 % interval 0 to 2;" in caplog.text
     assert "Found: 1 of 2 novel images (expected: if they were no different, 0.4" in caplog.text
-    assert f"All 5 scores are in {tmp_path / 'test.csv'}." in caplog.text
+    assert caplog.messages[-1] == f"Table: {tmp_path / 'test.csv'}"
     table = pd.read_csv(tmp_path / "test.csv")
     assert table.path.tolist() == [f"{index}.png" for index in range(5)]
     assert table.label.tolist() == ["novel", "normal", "novel", "normal", "normal"]
@@ -58,6 +59,18 @@ def test_a_test_says_what_it_found_and_what_was_to_be_expected(trainer, tmp_path
     assert table.threshold[0] == pytest.approx(0.7)
     assert ((table.raw_score > table.threshold) == (table.label == "novel")).all()
     assert ((table.p_value <= 0.2 + 1e-9) == (table.label == "novel")).all()
+
+
+def test_the_box_that_a_model_has_found(trainer, tmp_path) -> None:
+    table, model = PredictionTable(), model_of(0.1, 0.2)
+    table.on_predict_start(trainer, model)
+    batch = ImageBatch(
+        image=torch.zeros(2, 3, 2, 2), pred_score=torch.tensor([0.3, 0.1]), image_path=["a.png", "b.png"]
+    )
+    batch.box = [(1.0, 2.0, 30.0, 40.5), None]
+    table.on_predict_batch_end(trainer, model, batch)
+    table.on_predict_end(trainer, model)
+    assert pd.read_csv(tmp_path / "predictions.csv", keep_default_na=False).box.tolist() == ["1 2 30 40.5", ""]
 
 
 def test_normal_images_alone_have_false_alarms_but_nothing_to_find(trainer, caplog) -> None:

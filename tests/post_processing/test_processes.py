@@ -37,9 +37,10 @@ def positions_and_images(images, processes, batch_size, sampler):
                     pred_score=numbers.float(),
                     image_path=[*map(str, numbers)],
                 )
+                batch.box = numbers.tolist()  # a model's own, beside anomalib's fields
                 positions = order.keep_once(batch, loader)
                 if positions:
-                    assert len(batch.image) == len(batch.pred_score) == len(batch.image_path)
+                    assert len(batch.image) == len(batch.pred_score) == len(batch.image_path) == len(batch.box)
                     found += zip(positions, batch.pred_score.int().tolist(), strict=True)
                 else:
                     assert len(batch.image) == len(numbers)

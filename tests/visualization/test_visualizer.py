@@ -107,6 +107,17 @@ def test_a_visualizer_writes_where_the_trainer_says_each_time(tmp_path, model):
         assert found(tmp_path / run) == set(batch.picture)
 
 
+def test_a_run_says_where_its_pictures_are_once(tmp_path, model, caplog):
+    batch, writer = make_batch(write_images(tmp_path, ["a.png"])), NoveltyVisualizer()
+    trainer = SimpleNamespace(default_root_dir=tmp_path / "run", global_rank=0, is_global_zero=True)
+    with caplog.at_level("INFO"):
+        writer.teardown(trainer, model, "fit")
+        writer.on_test_batch_end(trainer, model, batch, batch, 0)
+        for _ in range(2):
+            writer.teardown(trainer, model, "test")
+    assert caplog.messages == [f"Pictures: {tmp_path / 'run' / 'images'}"]
+
+
 def test_pictures_of_another_folder_are_named_from_there(tmp_path, model):
     paths = write_images(tmp_path, ["a.png"])
     (name,) = save(make_batch(paths), model, tmp_path / "run", output_dir=tmp_path / "elsewhere")

@@ -148,7 +148,7 @@ class Checkpoint:
         Raises:
             ValueError: If an older version has saved none.
         """
-        from anomalib_defend.post_processing.normal_quantile import NO_CALIBRATION  # noqa: PLC0415 - seconds
+        from anomalib_defend.post_processing.calibrated import NO_CALIBRATION  # noqa: PLC0415 - seconds
 
         if self._processor.calibration is None:
             raise ValueError(NO_CALIBRATION)
@@ -231,6 +231,9 @@ def open_model(path: Path) -> Checkpoint | Export:
         return Checkpoint(found)
     if found.suffix in {".xml", ".onnx"}:
         return Export(found)
+    if found.suffix == ".pt":  # a pickle: reading it may run code
+        msg = f"The threshold of a torch export ({found}) cannot be moved: move the checkpoint's, and export it again."
+        raise ValueError(msg)
     msg = f"{found} is no model whose threshold can be moved: give {KINDS}."
     raise ValueError(msg)
 

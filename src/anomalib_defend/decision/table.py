@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the image's file, ends excluded."""
 LABELS = {None: "", False: "normal", True: "novel"}
 SELECTED = "selected"
 _RUNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
@@ -38,7 +40,8 @@ class Row:
     """Raw score above which images are called novel."""
     true_label: bool | None = None
     categories: str = ""
-    box: str = ""
+    box: Box | None = None
+    """Where the normal object was found, for models that know it."""
     picture: str = ""
     error: str = ""
     """Why there is no score."""
@@ -60,11 +63,22 @@ def cells(row: Row) -> list[str]:
         elif name in {"path", "picture"}:
             text = to_text(value)
             result.append(f"./{text}" if text.startswith(_RUNS) else text)  # the same file
+        elif name == "box":
+            result.append("" if value is None else " ".join(f"{number:.6g}" for number in value))
         elif isinstance(value, str):
             result.append(f"'{value}" if value.startswith(_RUNS) else value)
         else:
             result.append("" if value is None else f"{value:.9g}")
     return result
+
+
+def to_box(value: Iterable[float] | None) -> Box | None:
+    """What a batch has as an image's box: four finite numbers that enclose something, or no box."""
+    if value is None:
+        return None
+    left, top, right, bottom = (float(number) for number in value)
+    finite = all(map(math.isfinite, (left, top, right, bottom)))
+    return (left, top, right, bottom) if finite and left < right and top < bottom else None
 
 
 def open_table(path: Path, mode: str) -> IO[str]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback
 
 from anomalib_defend.decision.conformal import check_share
-from anomalib_defend.decision.table import Row, append, append_chosen, write_header
+from anomalib_defend.decision.table import Row, append, append_chosen, to_box, write_header
 
-from .processes import DataOrder, gather, is_several
+from .processes import DataOrder, EachBatch, gather, is_several
 
 if TYPE_CHECKING:
     from anomalib.data import Batch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class PredictionTable(Callback):
+class PredictionTable(EachBatch, Callback):
     """Write every tested or predicted image to ``test.csv`` or ``predictions.csv`` in the run's folder.
 
     One table in the data set's order, whatever the number of processes, with the columns of `decision.table.Row`. A
@@ -63,33 +63,8 @@ class PredictionTable(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             self._path = _new_table(folder, name, selected=self.target_fdr is not None)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Batch,
-        batch: object = None,
-        batch_idx: int = 0,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_batch(self, trainer: Trainer, batch: Batch, loaders: object, dataloader_idx: int) -> None:
         """Add a batch, after post-processing."""
-        del pl_module, batch, batch_idx
-        self._add(trainer, outputs, trainer.test_dataloaders, dataloader_idx)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Batch,
-        batch: object = None,
-        batch_idx: int = 0,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add a batch, after post-processing."""
-        del pl_module, batch, batch_idx
-        self._add(trainer, outputs, trainer.predict_dataloaders, dataloader_idx)
-
-    def _add(self, trainer: Trainer, batch: Batch, loaders: object, dataloader_idx: int) -> None:
         # our post-processor has looked already, another's has not
         positions = getattr(batch, "position", None)
         if positions is None:
@@ -115,8 +90,10 @@ class PredictionTable(Callback):
             "p_value": _values(getattr(batch, "p_value", None), len(scores)),
             "true_label": _values(batch.gt_label, len(scores)),
         }
-        for name in ("categories", "box", "picture"):  # of data sets and visualizers that know them
+        for name in ("categories", "picture"):  # of data sets and visualizers that know them
             columns[name] = getattr(batch, name, None) or [""] * len(scores)
+        boxes = getattr(batch, "box", None)  # of models that know it
+        columns["box"] = [None] * len(scores) if boxes is None else list(map(to_box, boxes))
         threshold = None if self._calibration is None else self._calibration.label_threshold
         return [
             Row(**dict(zip(columns, values, strict=True)), threshold=threshold)
@@ -134,7 +111,7 @@ class PredictionTable(Callback):
         self._rows.append((position, Row(path, error=error)))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many false alarms there were, and where the table is."""
+        """Say how many false alarms there were."""
         del pl_module
         rows = self._finish(trainer)
         if rows is None:
@@ -142,15 +119,21 @@ class PredictionTable(Callback):
         known = [row for row in rows if row.true_label is not None and row.label is not None]
         for sentence in _outcome(known, self._calibration) if known else ():
             logger.info(sentence)
-        logger.info("All %d scores are in %s.", len(rows), self._path)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many images are novel, and where the table is."""
+        """Say how many images are novel."""
         del pl_module
         rows = self._finish(trainer)
         if rows is not None:
             novel = sum(row.label is True for row in rows)
-            logger.info("%d of %d images are novel; all scores are in %s.", novel, len(rows), self._path)
+            logger.info("%d of %d images are novel.", novel, len(rows))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say where the table is, below what Lightning prints of a test's metrics."""
+        del trainer, pl_module, stage
+        if self._path is not None:
+            logger.info("Table: %s", self._path)
+        self._path = None
 
     def _finish(self, trainer: Trainer) -> list[Row] | None:
         """All rows in the data set's order, in the first process."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anomalib.data import Batch
-    from lightning import Trainer
+    from lightning import LightningModule, Trainer
 
 T = TypeVar("T")
 
@@ -58,6 +58,47 @@ class DataOrder:
         return [before + positions[row] for row in kept]
 
 
+class EachBatch:
+    """Treats the batches of a test and of a prediction alike: a callback's hooks lead to its ``on_batch``."""
+
+    def on_batch(self, trainer: Trainer, batch: Batch, loaders: object, dataloader_idx: int) -> None:
+        """Treat a batch.
+
+        Args:
+            trainer: The run's.
+            batch: With its predictions.
+            loaders: The loader, or list of loaders, that batches come from.
+            dataloader_idx: Number of this batch's loader.
+        """
+        raise NotImplementedError
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: object = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Treat a batch of a test."""
+        del pl_module, batch, batch_idx
+        self.on_batch(trainer, outputs, getattr(trainer, "test_dataloaders", None), dataloader_idx)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: object = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Treat a batch of a prediction."""
+        del pl_module, batch, batch_idx
+        self.on_batch(trainer, outputs, getattr(trainer, "predict_dataloaders", None), dataloader_idx)
+
+
 def gather(values: Sequence[T]) -> list[T]:
     """The values of all processes, in every one of them; plain data or tensors on the CPU."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -85,9 +126,10 @@ def _images(loader: object) -> int:
 
 
 def _take(batch: Batch, rows: list[int], count: int) -> None:
-    for item in fields(batch):
-        value = getattr(batch, item.name)
+    given = {name for name in vars(batch) if not name.startswith("_")}  # as a model or a visualizer has put there
+    for name in given | {item.name for item in fields(batch)}:
+        value = getattr(batch, name)
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
-            setattr(batch, item.name, value[rows])
+            setattr(batch, name, value[rows])
         elif isinstance(value, list) and len(value) == count:
-            setattr(batch, item.name, [value[row] for row in rows])
+            setattr(batch, name, [value[row] for row in rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from anomalib.data import Batch, ImageItem, NumpyImageItem
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .picture import Box, Finding
+from anomalib_defend.decision.table import to_box
+
+from .picture import Finding
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -50,7 +52,7 @@ def findings(
         p_values,
         map(_array, values("anomaly_map")),
         map(_array, values("pred_mask")),
-        map(_box, values("box")),
+        map(to_box, values("box")),
         strict=True,
     ):
         finding = Finding(score, threshold, label, p_value, map_note=note, box=box)
@@ -79,12 +81,3 @@ def _array(value: Tensor | NDArray[Any] | None) -> NDArray[Any] | None:
     if isinstance(value, Tensor):
         value = value.detach().to(torch.float32).cpu().numpy()
     return None if value is None else value.reshape(value.shape[-2:])
-
-
-def _box(value: Iterable[float] | None) -> Box | None:
-    """Four finite numbers that enclose something, or no box."""
-    if value is None:
-        return None
-    left, top, right, bottom = (float(number) for number in value)
-    finite = all(map(math.isfinite, (left, top, right, bottom)))
-    return (left, top, right, bottom) if finite and left < right and top < bottom else None

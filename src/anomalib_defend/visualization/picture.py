@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from anomalib_defend.decision.table import Box
+
 from . import captions
 from .colours import coloured
 
@@ -26,7 +28,6 @@ SCALE_MARKS = (0.0, 0.5, 1.0)
 HEAT = 0.75  # share of the colour over the grey image
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 
-Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ from .picture import Finding, draw_picture, panel_size
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
     from lightning.pytorch import Trainer
+
+
+logger = logging.getLogger(__name__)
 
 
 class NoveltyVisualizer(ImageVisualizer):
@@ -47,6 +51,7 @@ class NoveltyVisualizer(ImageVisualizer):
             raise ValueError(msg)
         super().__init__(output_dir=output_dir)
         self.side = side
+        self._drawn: Path | None = None  # folder of this run's pictures
 
     def visualize(
         self, predictions: Batch | ImageItem | NumpyImageItem, model: AnomalibModule | None = None
@@ -77,6 +82,7 @@ class NoveltyVisualizer(ImageVisualizer):
         del batch  # the outputs are the batch, with its predictions
         root = Path(trainer.default_root_dir)
         folder = Path(self.output_dir or root / "images")
+        self._drawn = folder
         unnamed = f"image-{dataloader_idx}-{trainer.global_rank}-{batch_idx}"  # images of no file
         outputs.picture = []
         for number, (path, image, finding) in enumerate(findings(outputs, pl_module)):
@@ -85,6 +91,13 @@ class NoveltyVisualizer(ImageVisualizer):
             save(self._draw(path, image, finding), target)
             inside = target.is_relative_to(root)
             outputs.picture.append((target.relative_to(root) if inside else target).as_posix())
+
+    def teardown(self, trainer: Trainer, pl_module: AnomalibModule, stage: str) -> None:
+        """Say where the pictures are."""
+        del pl_module, stage
+        if self._drawn is not None and trainer.is_global_zero:
+            logger.info("Pictures: %s", self._drawn)
+        self._drawn = None
 
     def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """As for a test batch."""

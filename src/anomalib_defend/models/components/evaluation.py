@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+_NEXT = {
+    "test": "anomalib predict --data PredictFolder --data.root FOLDER_OF_YOUR_IMAGES",
+    "predict": "anomalib export --export_type openvino",
+}
 
 
 class Evaluation(Training):
@@ -87,6 +93,18 @@ class Evaluation(Training):
     def on_predict_start(self) -> None:
         """Refuse an untrained model."""
         self.require_training("predict")
+
+    def teardown(self, stage: str) -> None:
+        """Say where the checkpoint is, and what to do next: below what Lightning prints of a test's metrics."""
+        super().teardown(stage)
+        if stage not in _NEXT or not self.trainer.is_global_zero:
+            return
+        checkpoint = self.trainer.ckpt_path or getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if checkpoint:
+            logger.info("Checkpoint: %s", checkpoint)
+            module, name = type(self).__module__, type(self).__name__
+            model = name if module.startswith("anomalib_defend.") else f"{module}.{name}"
+            logger.info("Next: %s --model %s --ckpt_path %s", _NEXT[stage], model, shlex.quote(str(checkpoint)))
 
     @property
     def untrained(self) -> str:

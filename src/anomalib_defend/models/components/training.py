@@ -150,7 +150,7 @@ class Training(Contract):
         """Say where the checkpoint is, which `test`, `predict` and `export` ask for."""
         path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if path:
-            logger.info("Checkpoint: %s", path)
+            logger.info("Trained: %s", path)
 
     def _seed_run(self, seed: int | None) -> None:
         """Seed everything; without a seed, draw one that a checkpoint can name."""
