@@ -77,6 +77,7 @@ def test_a_file_is_one_image_whatever_leads_to_it(listed):
             file = by_inode[inode]
             if splits[file] == {"test"}:
                 assert row.label == ("normal" if "dog" in held[file] else "novel")
+                assert row.categories == "; ".join(sorted(held[file]))
 
 
 def _is_hard(path: str) -> bool:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.data import ImageBatch
+from torch.utils.data import DataLoader, Dataset
 
 from anomalib_defend.post_processing import NormalQuantilePostProcessor, PredictionTable
 
@@ -59,6 +60,25 @@ def test_a_test_says_what_it_found_and_what_was_to_be_expected(trainer, tmp_path
     assert table.threshold[0] == pytest.approx(0.7)
     assert ((table.raw_score > table.threshold) == (table.label == "novel")).all()
     assert ((table.p_value <= 0.2 + 1e-9) == (table.label == "novel")).all()
+
+
+def test_categories_come_from_the_data_set(trainer, tmp_path) -> None:
+    class Two(Dataset):
+        samples = pd.DataFrame({"categories": ["dog; person", "cat"]})
+
+        def __len__(self):
+            return 2
+
+    trainer.test_dataloaders = [DataLoader(Two()), DataLoader(Two())]
+    model, table = model_of(0.1, 0.2), PredictionTable()
+    table.on_test_start(trainer, model)
+    for loader in (0, 1):
+        batch = ImageBatch(
+            image=torch.zeros(2, 3, 2, 2), pred_score=torch.tensor([0.3, 0.1]), image_path=["a.png", "b.png"]
+        )
+        table.on_test_batch_end(trainer, model, batch, dataloader_idx=loader)
+    table.on_test_end(trainer, model)
+    assert pd.read_csv(tmp_path / "test.csv").categories.tolist() == 2 * ["dog; person", "cat"]
 
 
 def test_the_box_that_a_model_has_found(trainer, tmp_path) -> None:

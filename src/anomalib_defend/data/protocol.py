@@ -1,10 +1,9 @@
 """The semantic novelty protocol as pure functions: categories + setting -> normal and novel images."""
 
 import logging
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from anomalib.data.utils import LabelName
 from pandas import DataFrame, concat
 
 from anomalib_defend.data.dataset import shortened_paths
@@ -100,13 +99,12 @@ def make_samples(images: Iterable[AnnotatedImage], normal: Collection[str]) -> D
         ValueError: If an image belongs to both the training and the test split.
     """
     splits: dict[str, str] = {}
-    normal_paths: set[str] = set()
+    held: dict[str, frozenset[str]] = {}  # categories by path
     in_both: set[str] = set()
     for image in images:
         if splits.setdefault(image.path, image.split) != image.split:
             in_both.add(image.path)
-        if not image.categories.isdisjoint(normal):
-            normal_paths.add(image.path)
+        held[image.path] = held.get(image.path, frozenset()) | image.categories
     if in_both:
         msg = (
             f"{len(in_both)} image(s) are listed for training and for test, so the test would leak: "
@@ -114,9 +112,8 @@ def make_samples(images: Iterable[AnnotatedImage], normal: Collection[str]) -> D
         )
         raise ValueError(msg)
 
-    paths = sorted(path for path, split in splits.items() if split == "test" or path in normal_paths)
-    labels = [LabelName.NORMAL if path in normal_paths else LabelName.ABNORMAL for path in paths]
-    return _frame(paths, [splits[path] for path in paths], labels)
+    rows = sorted((path, split, not held[path].isdisjoint(normal), held[path]) for path, split in splits.items())
+    return _frame(row for row in rows if row[1] == "test" or row[2])
 
 
 def one_row_a_file(samples: DataFrame, files: Mapping[str, File]) -> DataFrame:
@@ -132,15 +129,14 @@ def one_row_a_file(samples: DataFrame, files: Mapping[str, File]) -> DataFrame:
     Raises:
         ValueError: If a file is used for training and for test.
     """
-    rows: dict[Hashable, tuple[str, str, str]] = {}  # of each file: its path as listed, split and label
+    rows: dict[Hashable, _Row] = {}
     leaks: list[str] = []
-    for path, split, label in zip(samples["image_path"], samples["split"], samples["label"], strict=True):
+    for path, split, is_normal, categories in _rows(samples):
         key = files[path].key if path in files else path
-        first, first_split, first_label = rows.setdefault(key, (path, split, label))
+        first, first_split, was_normal, others = rows.setdefault(key, (path, split, is_normal, categories))
         if split != first_split:
             leaks.append(f"{path} = {first}")
-        elif label == "normal" != first_label:
-            rows[key] = (first, split, label)
+        rows[key] = (first, first_split, is_normal or was_normal, categories | others)
     if leaks:
         msg = (
             f"{len(leaks)} image(s) are for training and for test under two paths that lead to the same file (by a "
@@ -148,23 +144,29 @@ def one_row_a_file(samples: DataFrame, files: Mapping[str, File]) -> DataFrame:
             f"{shortened_paths(leaks)}. Remove them from one of the two."
         )
         raise ValueError(msg)
-    found = sorted((files[path].path if path in files else path, split, label) for path, split, label in rows.values())
-    labels = [LabelName.NORMAL if label == "normal" else LabelName.ABNORMAL for _, _, label in found]
-    return _frame([path for path, _, _ in found], [split for _, split, _ in found], labels)
+    return _frame(sorted((files[row[0]].path if row[0] in files else row[0], *row[1:]) for row in rows.values()))
 
 
-def _frame(paths: list[str], splits: list[str], labels: list[LabelName]) -> DataFrame:
-    samples = DataFrame(
-        {
-            "image_path": paths,
-            "split": splits,
-            "label": ["novel" if label == LabelName.ABNORMAL else "normal" for label in labels],
-            "label_index": [int(label) for label in labels],
-            "mask_path": "",
-        },
-    )
+_Row = tuple[str, str, bool, frozenset[str]]
+"""Of an image: path, split, whether it is normal, its categories."""
+
+_SEPARATOR = "; "  # no name of a data set at hand has it
+
+
+def _frame(rows: Iterable[_Row]) -> DataFrame:
+    table = [
+        (path, split, "normal" if normal else "novel", int(not normal), "", _SEPARATOR.join(sorted(categories)))
+        for path, split, normal, categories in rows
+    ]
+    samples = DataFrame(table, columns=["image_path", "split", "label", "label_index", "mask_path", "categories"])
     samples.attrs["task"] = "classification"
     return samples
+
+
+def _rows(samples: DataFrame) -> Iterator[_Row]:
+    columns = ("image_path", "split", "label", "categories")
+    for path, split, label, categories in zip(*(samples[name] for name in columns), strict=True):
+        yield path, split, label == "normal", frozenset(filter(None, categories.split(_SEPARATOR)))
 
 
 def replace_novel(samples: DataFrame, novel_paths: list[str]) -> DataFrame:
@@ -181,7 +183,7 @@ def replace_novel(samples: DataFrame, novel_paths: list[str]) -> DataFrame:
         )
         msg = f"novel_dataset: cannot take novel test images from it, {problem}. Choose another category of it."
         raise ValueError(msg)
-    novel = _frame(novel_paths, ["test"] * len(novel_paths), [LabelName.ABNORMAL] * len(novel_paths))
+    novel = _frame((path, "test", False, frozenset[str]()) for path in novel_paths)
     return concat([kept, novel]).sort_values("image_path", ignore_index=True)  # both have the same attrs
 
 

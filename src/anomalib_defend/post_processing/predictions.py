@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from anomalib_defend.decision.conformal import check_share
 from anomalib_defend.decision.table import Row, append, append_chosen, to_box, write_header
 
-from .processes import DataOrder, EachBatch, gather, is_several
+from .processes import DataOrder, EachBatch, categories_of, gather, is_several
 
 if TYPE_CHECKING:
     from anomalib.data import Batch
@@ -45,6 +45,7 @@ class PredictionTable(EachBatch, Callback):
         self._order = DataOrder()
         self._calibration: Calibration | None = None
         self._rows: list[tuple[int, Row]] = []
+        self._categories: dict[int, str] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a new table."""
@@ -56,7 +57,7 @@ class PredictionTable(EachBatch, Callback):
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         self._calibration = getattr(getattr(pl_module, "post_processor", None), "calibration", None)
-        self._rows, self._path = [], None
+        self._rows, self._path, self._categories = [], None, None
         self._order.start()
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
@@ -71,7 +72,9 @@ class PredictionTable(EachBatch, Callback):
             positions = self._order.keep_once(batch, loaders, dataloader_idx)
         if batch.pred_score is None or not positions:
             return
-        rows = self._describe(batch)
+        if self._categories is None:
+            self._categories = categories_of(loaders)
+        rows = self._describe(batch, [self._categories.get(position, "") for position in positions])
         if self._path is not None and not self._waits(trainer):
             append(self._path, rows)
         self._rows.extend(zip(positions, rows, strict=True))
@@ -79,7 +82,7 @@ class PredictionTable(EachBatch, Callback):
     def _waits(self, trainer: Trainer) -> bool:
         return is_several(trainer) or self.novel_first or self.target_fdr is not None
 
-    def _describe(self, batch: Batch) -> list[Row]:
+    def _describe(self, batch: Batch, categories: list[str]) -> list[Row]:
         scores = batch.pred_score.flatten().tolist()
         raw = _values(getattr(batch, "raw_score", None), len(scores))
         columns: dict[str, list[Any]] = {
@@ -89,9 +92,9 @@ class PredictionTable(EachBatch, Callback):
             "raw_score": raw,
             "p_value": _values(getattr(batch, "p_value", None), len(scores)),
             "true_label": _values(batch.gt_label, len(scores)),
+            "categories": categories,
+            "picture": getattr(batch, "picture", None) or [""] * len(scores),  # of visualizers that know it
         }
-        for name in ("categories", "picture"):  # of data sets and visualizers that know them
-            columns[name] = getattr(batch, name, None) or [""] * len(scores)
         boxes = getattr(batch, "box", None)  # of models that know it
         columns["box"] = [None] * len(scores) if boxes is None else list(map(to_box, boxes))
         threshold = None if self._calibration is None else self._calibration.label_threshold

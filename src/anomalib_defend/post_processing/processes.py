@@ -99,6 +99,18 @@ class EachBatch:
         self.on_batch(trainer, outputs, getattr(trainer, "predict_dataloaders", None), dataloader_idx)
 
 
+def categories_of(loaders: object) -> dict[int, str]:
+    """What images show, by position among those of all loaders, where a data set's samples have ``categories``."""
+    known: dict[int, str] = {}
+    before = 0
+    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        samples = getattr(getattr(loader, "dataset", None), "samples", {})
+        if "categories" in samples:
+            known |= dict(enumerate(samples["categories"], before))
+        before += _images(loader)
+    return known
+
+
 def gather(values: Sequence[T]) -> list[T]:
     """The values of all processes, in every one of them; plain data or tensors on the CPU."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
