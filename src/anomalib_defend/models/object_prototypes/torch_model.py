@@ -51,7 +51,7 @@ class ObjectPrototypesModel(nn.Module):
         self.encoder = create_encoder(backbone, image_size).eval().requires_grad_(False)
         dim = self.encoder.head_hidden_size
         self.normality: Normality = (
-            Clusters(dim, num_prototypes) if head == "prototypes" else NearestNeighbors(dim, num_neighbors)
+            Clusters(dim, num_prototypes) if head == "prototypes" else NearestNeighbors(dim, num_neighbors, center=True)
         )
         self.boxes: tuple[Box, ...] = LAYOUTS[views]
         self.register_buffer("view_boxes", torch.tensor(self.boxes))  # a checkpoint says what it was calibrated with
