@@ -37,10 +37,11 @@ def positions_and_images(images, processes, batch_size, sampler):
                     pred_score=numbers.float(),
                     image_path=[*map(str, numbers)],
                 )
-                batch.box = numbers.tolist()  # a model's own, beside anomalib's fields
+                batch.box = [(int(number), 0, 1, 1) for number in numbers]  # no field of anomalib's
                 positions = order.keep_once(batch, loader)
                 if positions:
-                    assert len(batch.image) == len(batch.pred_score) == len(batch.image_path) == len(batch.box)
+                    assert len(batch.image) == len(batch.pred_score) == len(batch.image_path)
+                    assert [box[0] for box in batch.box] == batch.pred_score.int().tolist()
                     found += zip(positions, batch.pred_score.int().tolist(), strict=True)
                 else:
                     assert len(batch.image) == len(numbers)

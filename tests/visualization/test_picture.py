@@ -56,12 +56,18 @@ def test_everything_is_said_and_nothing_is_cut_off(size, words):
     assert {"0", "0.5", "1"} <= set(words)
     for sentence in (
         "NOVEL", "score 0.731, threshold 0.500, p-value 0.0123", captions.MAP_LEGEND, captions.OUTLINE_LEGEND, NOTE,
-        captions.BOX_LEGEND,
+        captions.NOVEL_BOX_LEGEND,
     ):  # fmt: skip
         assert sentence in said
     margin = np.asarray(drawn).copy()
     margin[picture.MARGIN : -picture.MARGIN, picture.MARGIN : -picture.MARGIN] = 255
     assert np.all(margin == 255)
+
+
+def test_the_box_is_of_the_normal_object_where_it_was_found():
+    box = (0, 0, 10, 10)
+    assert captions.BOX_LEGEND in make_finding(box=box, novel=False).caption()
+    assert captions.NOVEL_BOX_LEGEND in make_finding(box=box, novel=True).caption()
 
 
 @pytest.mark.parametrize("size", SIZES)
