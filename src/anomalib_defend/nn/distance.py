@@ -23,8 +23,6 @@ class TeacherOutput(NamedTuple):
     """Normalised patch tokens T' of the last blocks, L tensors [B, N, D]."""
     attention: Tensor | None
     """Attention of the last block's [CLS] to each patch, [B, N]; ``None`` unless it guides masks."""
-    pooled: Tensor | None = None
-    """The token that stands for the image, [B, D]; ``None`` unless the score compares it with the normal images'."""
 
 
 class TeacherShape(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from anomalib.metrics.evaluator import Evaluator
@@ -19,7 +19,7 @@ from anomalib_defend.nn.distance import DistillLoss, FeatureNorm
 from anomalib_defend.nn.vit import create_vit
 
 from .stages import DenseStage, DistillStage
-from .torch_model import DefendModel, Masking, Score
+from .torch_model import DefendModel, Masking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Score = Literal["distance"]
+
 DEFAULT_NUM_PROTOTYPES = 5
+PROTOTYPES = (
+    "is a model of its own now: train ObjectPrototypes (`anomalib train --model ObjectPrototypes ...`), which takes "
+    "one pass over the training images"
+)
 
 
 class Defend(NoveltyDetectorMixin, AnomalibModule):
@@ -63,8 +69,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: "l2" on both sides; "layer_norm" on the teacher with a linear head on the student (pixel variant);
             or "none".
         student_lr: Learning rate of stage 2.
-        score: [main] Of an image: "distance", the paper's mean distance of student and teacher; or "prototypes", how
-            far the teacher's [CLS] is from k-means clusters of the normal training images. The map shows the distance.
+        score: Of an image: "distance", the mean over patches of the distance of student and teacher.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
             By default 0.05, or what the checkpoint has.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
@@ -83,13 +88,12 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     distinctive_tensor = "model.head.prototypes"
     architecture = (
         "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
-        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score",
+        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm",
     )  # fmt: skip
     stage_names = (DenseStage.name, DistillStage.name)
     own_on_resume = ("distill_epochs",)
     of_this_machine = ("teacher_cache",)
     pretrained_part = "teacher"
-    tensors_of_0_1 = {"model.normal_prototypes.": "model.normality."}  # noqa: RUF012 - a constant of the class
     model: DefendModel
 
     def __init__(
@@ -114,7 +118,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
         student_lr: float = 1e-5,
-        score: Score = "distance",
+        score: Score | str = "distance",  # the command line, too, is to be told where "prototypes" is
         target_fpr: float | None = None,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
@@ -123,6 +127,9 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: ImageVisualizer | bool = True,
     ) -> None:
+        if score == "prototypes":
+            msg = f"score='prototypes' {PROTOTYPES}."
+            raise ValueError(msg)
         check_ranges(
             dense_epochs=(dense_epochs, 0, None),
             distill_epochs=(distill_epochs, 1, None),
@@ -142,11 +149,13 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
         self.model = self.build()
 
-    @property
-    def map_note(self) -> str:
-        """The map shows the distance, whatever the score is."""
-        other = self.hparams.score == "prototypes"
-        return "The map shows the distance of student and teacher, not the score." if other else ""
+    @classmethod
+    def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
+        super()._verify_content(checkpoint)
+        of_prototypes = ("model.normality.", "model.normal_prototypes.")  # of this version, of 0.1
+        if any(name.startswith(of_prototypes) for name in checkpoint["state_dict"]):
+            msg = f"ckpt_path is of score='prototypes', which {PROTOTYPES}; its weights= takes this file's teacher."
+            raise ValueError(msg)
 
     def build(self, state: Mapping[str, torch.Tensor] | None = None) -> DefendModel:
         """The networks, with as many prototypes as were trained."""
@@ -173,8 +182,6 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         if num_prototypes != len(self.model.head.prototypes):
             self.model = self._build(num_prototypes)
         self.model.reset_student()
-        if self.model.normality is not None:
-            self.model.normality.reset()
         if self.hparams.weights is None and not self.hparams.pre_trained:
             self.model.teacher.load_state_dict(create_vit(self.hparams.backbone, self.model.image_size).state_dict())
 

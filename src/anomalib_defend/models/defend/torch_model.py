@@ -26,7 +26,6 @@ from anomalib_defend.nn.distance import (
     normalize_features,
 )
 from anomalib_defend.nn.masking import num_kept, sample_patches
-from anomalib_defend.nn.normality import Clusters
 from anomalib_defend.nn.score import anomaly_map
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
 
@@ -35,12 +34,10 @@ from .loss import dense_loss
 logger = logging.getLogger(__name__)
 
 Masking = Literal["guided", "random", "none"]
-Score = Literal["distance", "prototypes"]
 
 VIEW_SCALE = (0.25, 1.0)
 CROP_SCALE = (0.1, 0.3)
 DROP_PATH_RATE = 0.1
-CLUSTERS_PER_CATEGORY = 5  # chosen with `measurements/prototypes.py`
 
 
 class DefendModel(nn.Module):
@@ -62,8 +59,6 @@ class DefendModel(nn.Module):
         distill_loss: Squared error, or smooth L1 (pixel variant).
         feature_norm: Compare L2-normalised tokens, or the teacher's LayerNorm-ed ones with a linear head of the
             student (pixel variant), or tokens as they are.
-        score: Of an image: the mean distance of student and teacher, or how far the teacher's [CLS] is from
-            clusters of the normal images.
     """
 
     def __init__(
@@ -81,7 +76,6 @@ class DefendModel(nn.Module):
         distill_layers: int = 1,
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
-        score: Score = "distance",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -97,7 +91,6 @@ class DefendModel(nn.Module):
         self.teacher = vits.create_vit(backbone, image_size)
         self.student = vits.create_vit(backbone, image_size, drop_path_rate=DROP_PATH_RATE)
         self.head = PrototypeHead(self.teacher.embed_dim, num_prototypes)
-        self.normality = Clusters(self.teacher.embed_dim) if score == "prototypes" else None
         # the pixel variant compares un-normalised student tokens with LayerNorm-ed teacher tokens through a linear map
         dim = self.student.embed_dim
         mapped = feature_norm == "layer_norm"
@@ -208,16 +201,13 @@ class DefendModel(nn.Module):
 
     @torch.no_grad()
     def teacher_output(self, images: Tensor, guide: bool = False) -> TeacherOutput:
-        """One pass of the frozen teacher: features, attention to ``guide`` a mask, and what stands for the image."""
+        """One pass of the frozen teacher: features, and attention to ``guide`` a mask."""
         read = vits.patch_tokens_and_attention if guide else vits.patch_tokens
-        with vits.catch_output(self.teacher.blocks[-1]) as last:
-            output: Any = read(
-                self.teacher, images, num_layers=self.distill_layers, final_norm=self.feature_norm != "layer_norm"
-            )
+        output: Any = read(
+            self.teacher, images, num_layers=self.distill_layers, final_norm=self.feature_norm != "layer_norm"
+        )
         layers, attention = output if guide else (output, None)
-        layers = [normalize_features(tokens, self.feature_norm) for tokens in layers]
-        pooled = None if self.normality is None else vits.pooled(self.teacher, last[0])
-        return TeacherOutput(layers, attention, pooled)
+        return TeacherOutput([normalize_features(tokens, self.feature_norm) for tokens in layers], attention)
 
     def student_layers(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """The student's comparable tokens S' of the last blocks, each [B, N or M, D]."""
@@ -260,7 +250,7 @@ class DefendModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score (higher is more novel) and map, without masking.
 
-        The score is the mean over patches of the distance that the map shows, or the distance to the clusters.
+        The score is the mean over patches of the distance that the map shows.
 
         Args:
             images: [B, 3, H, W], resized to ``image_size`` and normalised.
@@ -275,10 +265,7 @@ class DefendModel(nn.Module):
             for student, target in zip(self.student_layers(images), teacher.layers, strict=True)
         ]
         per_patch = torch.stack(distances).mean(dim=0)
-        score = per_patch.mean(dim=1)
-        if self.normality is not None:
-            score = self.normality(teacher.pooled)
         return InferenceBatch(
-            pred_score=score,
+            pred_score=per_patch.mean(dim=1),
             anomaly_map=anomaly_map(per_patch, self.grid, self.image_size),
         )
