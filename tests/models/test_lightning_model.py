@@ -307,6 +307,20 @@ def test_ddp_has_to_be_told_about_the_stages(make_model, make_data, make_engine,
     torch.distributed.destroy_process_group()
 
 
+def test_a_checkpoint_that_knows_no_attention_block_has_the_last(make_model, make_data, make_engine, tmp_path):
+    model, engine = make_model(dense_epochs=0, distill_epochs=1), make_engine()
+    engine.fit(model, datamodule=make_data())
+    checkpoint = torch.load(engine.best_model_path, weights_only=True)
+    assert checkpoint["hyper_parameters"].pop("attention_block", 0) is None
+    torch.save(checkpoint, older := tmp_path / "older.ckpt")
+    expected, _ = scores(engine, model, make_data())
+    restored, _ = scores(make_engine(), other := make_model(attention_block=1), make_data(), older)
+    assert restored == expected
+    assert other.hparams.attention_block is None
+    assert other.model.attention_block == 6
+    assert Defend.load_from_checkpoint(older).model.attention_block == 6
+
+
 def test_what_has_become_another_model_is_named(tmp_path, make_data, make_engine, make_model):
     with pytest.raises(ValueError, match=r"score='prototypes' is a model of its own now: train ObjectPrototypes"):
         make_model(score="prototypes")

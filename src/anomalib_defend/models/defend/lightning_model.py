@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from anomalib.metrics.evaluator import Evaluator
@@ -19,7 +19,7 @@ from anomalib_defend.nn.distance import DistillLoss, FeatureNorm
 from anomalib_defend.nn.vit import create_vit
 
 from .stages import DenseStage, DistillStage
-from .torch_model import DefendModel, Masking
+from .torch_model import DefendModel, Masking, Score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from anomalib_defend.models.components.stage import Stage
 
 logger = logging.getLogger(__name__)
-
-Score = Literal["distance"]
 
 DEFAULT_NUM_PROTOTYPES = 5
 PROTOTYPES = (
@@ -69,7 +67,11 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: "l2" on both sides; "layer_norm" on the teacher with a linear head on the student (pixel variant);
             or "none".
         student_lr: Learning rate of stage 2.
-        score: Of an image: "distance", the mean over patches of the distance of student and teacher.
+        score: [main] Of an image: "distance", the mean over patches of the distance of student and teacher; or
+            "attended_distance", the mean weighted by the attention of the teacher's [CLS]. The map shows what the score
+            is the mean of.
+        attention_block: [main] Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights
+            an attended distance; the last one by default, as in the paper.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
             By default 0.05, or what the checkpoint has.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
@@ -88,7 +90,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     distinctive_tensor = "model.head.prototypes"
     architecture = (
         "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
-        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm",
+        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score", "attention_block",
     )  # fmt: skip
     stage_names = (DenseStage.name, DistillStage.name)
     own_on_resume = ("distill_epochs",)
@@ -119,6 +121,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: FeatureNorm = "l2",
         student_lr: float = 1e-5,
         score: Score | str = "distance",  # the command line, too, is to be told where "prototypes" is
+        attention_block: int | None = None,
         target_fpr: float | None = None,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
@@ -151,6 +154,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
 
     @classmethod
     def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
+        checkpoint.get("hyper_parameters", {}).setdefault("attention_block", None)  # older ones know the last alone
         super()._verify_content(checkpoint)
         of_prototypes = ("model.normality.", "model.normal_prototypes.")  # of this version, of 0.1
         if any(name.startswith(of_prototypes) for name in checkpoint["state_dict"]):

@@ -94,11 +94,12 @@ class DistillStage(Stage):
 
     def enter(self, run: Run) -> None:
         """Let the teacher see the training images once, wherever a run was resumed."""
-        if self._teacher.open(run, self.model.teacher, [self.arguments["feature_norm"]]):
+        how = [self.arguments["feature_norm"], self.model.attention_block]
+        if self._teacher.open(run, self.model.teacher, how):
             self._teacher.fill(run, self.model.teacher, self._output)
 
     def _output(self, batch: Batch) -> TeacherOutput:
-        return self.model.teacher_output(batch.image, guide=self.model.is_guided)
+        return self.model.teacher_output(batch.image, attend=self.model.is_guided)
 
     def step(self, batch: Batch, run: Run) -> Step:
         """Loss of eq. 4."""

@@ -22,6 +22,7 @@ from anomalib_defend.nn.distance import (
     FeatureNorm,
     TeacherOutput,
     TeacherShape,
+    attended,
     feature_distance,
     normalize_features,
 )
@@ -34,6 +35,7 @@ from .loss import dense_loss
 logger = logging.getLogger(__name__)
 
 Masking = Literal["guided", "random", "none"]
+Score = Literal["distance", "attended_distance"]
 
 VIEW_SCALE = (0.25, 1.0)
 CROP_SCALE = (0.1, 0.3)
@@ -59,6 +61,13 @@ class DefendModel(nn.Module):
         distill_loss: Squared error, or smooth L1 (pixel variant).
         feature_norm: Compare L2-normalised tokens, or the teacher's LayerNorm-ed ones with a linear head of the
             student (pixel variant), or tokens as they are.
+        score: Of an image: the mean over patches of the distance of student and teacher, plain, or weighted by the
+            attention of the teacher's [CLS].
+        attention_block: Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights the
+            score; the last one if ``None``.
+
+    Raises:
+        ValueError: If an argument does not fit the encoder; names both.
     """
 
     def __init__(
@@ -76,6 +85,8 @@ class DefendModel(nn.Module):
         distill_layers: int = 1,
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
+        score: Score = "distance",
+        attention_block: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -87,6 +98,7 @@ class DefendModel(nn.Module):
         self.distill_layers = distill_layers
         self.distill_loss: DistillLoss = distill_loss
         self.feature_norm: FeatureNorm = feature_norm
+        self.score: Score = score
 
         self.teacher = vits.create_vit(backbone, image_size)
         self.student = vits.create_vit(backbone, image_size, drop_path_rate=DROP_PATH_RATE)
@@ -115,8 +127,19 @@ class DefendModel(nn.Module):
         if not 1 <= distill_layers <= len(self.teacher.blocks):
             msg = f"distill_layers={distill_layers}, but {backbone!r} has {len(self.teacher.blocks)} blocks."
             raise ValueError(msg)
+        if attention_block is not None and not 1 <= attention_block <= len(self.teacher.blocks):
+            msg = (
+                f"attention_block={attention_block}, but {backbone!r} has {len(self.teacher.blocks)} blocks: "
+                "give the number of one of them, from 1, or none for the last."
+            )
+            raise ValueError(msg)
+        self.attention_block = attention_block or len(self.teacher.blocks)
+        attends = vits.has_cls_attention(self.teacher, self.attention_block)
+        if score == "attended_distance" and not attends:
+            msg = f"score={score!r}, but {backbone!r} has no [CLS] token whose attention could be read: use 'distance'."
+            raise ValueError(msg)
         self.masking: Masking = masking
-        if masking == "guided" and not vits.has_cls_attention(self.teacher):
+        if masking == "guided" and not attends:
             logger.warning("%s has no [CLS] token whose attention could guide the mask: masking is random.", backbone)
             self.masking = "random"
 
@@ -195,18 +218,21 @@ class DefendModel(nn.Module):
 
     @property
     def teacher_shape(self) -> TeacherShape:
-        """Numbers in ``teacher_output(guide=is_guided)`` of one image."""
+        """Numbers in ``teacher_output(attend=is_guided)`` of one image."""
         patches = self.grid[0] * self.grid[1]
         return TeacherShape(self.distill_layers, patches, self.teacher.embed_dim, attention=self.is_guided)
 
     @torch.no_grad()
-    def teacher_output(self, images: Tensor, guide: bool = False) -> TeacherOutput:
-        """One pass of the frozen teacher: features, and attention to ``guide`` a mask."""
-        read = vits.patch_tokens_and_attention if guide else vits.patch_tokens
-        output: Any = read(
-            self.teacher, images, num_layers=self.distill_layers, final_norm=self.feature_norm != "layer_norm"
-        )
-        layers, attention = output if guide else (output, None)
+    def teacher_output(self, images: Tensor, attend: bool = False) -> TeacherOutput:
+        """One pass of the frozen teacher: features and, to guide a mask or weight the score, its [CLS] attention."""
+        how: Any = {"num_layers": self.distill_layers, "final_norm": self.feature_norm != "layer_norm"}
+        attention = None
+        if attend:
+            layers, attention = vits.patch_tokens_and_attention(
+                self.teacher, images, attention_block=self.attention_block, **how
+            )
+        else:
+            layers = vits.patch_tokens(self.teacher, images, **how)
         return TeacherOutput([normalize_features(tokens, self.feature_norm) for tokens in layers], attention)
 
     def student_layers(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
@@ -237,7 +263,7 @@ class DefendModel(nn.Module):
             teacher: What the teacher makes of them, if it is known already.
         """
         self._check_size(images)
-        teacher = teacher or self.teacher_output(images, guide=self.is_guided)
+        teacher = teacher or self.teacher_output(images, attend=self.is_guided)
         keep = self.sample_keep(teacher)
         losses = []
         for student, target in zip(self.student_layers(images, keep), teacher.layers, strict=True):
@@ -250,7 +276,8 @@ class DefendModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score (higher is more novel) and map, without masking.
 
-        The score is the mean over patches of the distance that the map shows.
+        The score is the mean over patches of what the map shows: the distance of student and teacher or, for an
+        attended distance, that distance times the patch's share in the teacher's attention, 1 in the mean.
 
         Args:
             images: [B, 3, H, W], resized to ``image_size`` and normalised.
@@ -259,12 +286,14 @@ class DefendModel(nn.Module):
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, H, W], not scaled.
         """
         self._check_size(images)
-        teacher = self.teacher_output(images)
+        teacher = self.teacher_output(images, attend=self.score == "attended_distance")
         distances = [
             feature_distance(student, target, self.distill_loss)
             for student, target in zip(self.student_layers(images), teacher.layers, strict=True)
         ]
         per_patch = torch.stack(distances).mean(dim=0)
+        if teacher.attention is not None:
+            per_patch = attended(per_patch, teacher.attention)
         return InferenceBatch(
             pred_score=per_patch.mean(dim=1),
             anomaly_map=anomaly_map(per_patch, self.grid, self.image_size),
