@@ -8,11 +8,13 @@ Reading order, along the path that an image takes:
 1. ``data.protocol`` (categories + setting -> normal / novel), ``data.semantic`` (the datamodule), one file per format
 2. ``pre_processing`` (resize and normalise, the same numbers in training, on the command line and after export)
 3. ``nn.encoder``, ``nn.vit`` (patch tokens, attention), ``nn.crops``, ``nn.sinkhorn``, ``nn.dense_prototypes``,
-   ``nn.masking``, ``nn.distance`` (student and teacher), ``nn.normality`` (what is normal), ``nn.score`` (the map)
+   ``nn.masking``, ``nn.distance`` (student and teacher), ``nn.normality`` (what is normal), ``nn.score`` (the map),
+   ``nn.views`` (the whole image and parts of it)
 4. ``models.components``: ``stage`` (a part of a training), ``run`` (what it may ask), ``normal_images`` (the one pass
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
-5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
-   ``models.arnet`` (restoration): each with ``torch_model``, ``stages`` and ``lightning_model``
+5. ``models.dn2`` (nearest neighbours, the baseline), ``models.object_prototypes`` (the normal object anywhere in the
+   image), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes), ``models.arnet`` (restoration): each with
+   ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
 7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (the screen of both)
@@ -33,13 +35,14 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, ARNet, Defend, Fitymi
+    from anomalib_defend.models import DN2, ARNet, Defend, Fitymi, ObjectPrototypes
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
     "DN2": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
     "Fitymi": "anomalib_defend.models",
+    "ObjectPrototypes": "anomalib_defend.models",
     "PredictFolder": "anomalib_defend.data",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
@@ -56,6 +59,7 @@ __all__ = [
     "ARNet",
     "Defend",
     "Fitymi",
+    "ObjectPrototypes",
     "PredictFolder",
     "SemanticCIFAR10",
     "SemanticCIFAR100",

@@ -9,8 +9,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anomalib_defend.nn.resize import interpolation_weights
 from anomalib_defend.pre_processing import ResizeNormalize
-from anomalib_defend.pre_processing.resize_normalize import interpolation_weights
 
 LONGEST = 60_000
 INT32 = 2**31

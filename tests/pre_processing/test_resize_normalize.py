@@ -6,8 +6,8 @@ from anomalib.data import ImageBatch
 from torchvision.transforms.v2 import Compose, Resize
 from torchvision.transforms.v2.functional import resize
 
+from anomalib_defend.nn.resize import interpolation_weights
 from anomalib_defend.pre_processing import AntialiasedResize, ResizeNormalize
-from anomalib_defend.pre_processing.resize_normalize import interpolation_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -117,6 +117,7 @@ class PredictionTable(Callback):
         }
         for name in ("categories", "box", "picture"):  # of data sets and visualizers that know them
             columns[name] = getattr(batch, name, None) or [""] * len(scores)
+        columns["box"] = ["" if box is None else " ".join(f"{float(edge):g}" for edge in box) for box in columns["box"]]
         threshold = None if self._calibration is None else self._calibration.label_threshold
         return [
             Row(**dict(zip(columns, values, strict=True)), threshold=threshold)

@@ -85,9 +85,10 @@ def _images(loader: object) -> int:
 
 
 def _take(batch: Batch, rows: list[int], count: int) -> None:
-    for item in fields(batch):
-        value = getattr(batch, item.name)
+    names = {item.name for item in fields(batch)} | vars(batch).keys()  # a model may have put more on it
+    for name in sorted(names):
+        value = getattr(batch, name)
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
-            setattr(batch, item.name, value[rows])
+            setattr(batch, name, value[rows])
         elif isinstance(value, list) and len(value) == count:
-            setattr(batch, item.name, [value[row] for row in rows])
+            setattr(batch, name, [value[row] for row in rows])

@@ -10,6 +10,7 @@ MAP_LEGEND = "Map: dark is normal, bright is novel; 0.5 is the map's threshold."
 OUTLINE_LEGEND = "Outlined: above it."
 CLIPPED_LEGEND = "Values outside of 0 to 1 are shown as 0 or 1."
 BOX_LEGEND = "Box: where the normal object was found."
+NOVEL_BOX_LEGEND = "Box: what comes nearest to the normal object."
 _DIGITS, _MOST_DIGITS = 3, 6  # the table has more
 
 

@@ -69,7 +69,7 @@ class Finding:
             if self.map_note:
                 paragraphs.append(self.map_note)
         if self.box is not None:
-            paragraphs.append(captions.BOX_LEGEND)
+            paragraphs.append(captions.NOVEL_BOX_LEGEND if self.novel else captions.BOX_LEGEND)
         return paragraphs
 
 

@@ -14,7 +14,10 @@ from timm.models import VisionTransformer
 from timm.models import load_state_dict as read_state_dict
 from torch import Tensor
 
+from .checkpoints import MODEL_KEY, read_checkpoint
+
 CLASSIFIER_PREFIXES = ("head.", "head_dist.", "fc_head.", "pre_logits.", "attn_pool.")
+TEACHER = "model.teacher."  # what stage 1 of `Defend` tunes; the encoders of other models are timm's
 
 
 def load_pretrained(vit: VisionTransformer, backbone: str) -> None:
@@ -38,8 +41,13 @@ def load_pretrained(vit: VisionTransformer, backbone: str) -> None:
     load_state_dict(vit, source.state_dict(), f"timm's weights of {backbone!r}")
 
 
-def load_weights(vit: VisionTransformer, path: str | Path) -> None:
+def load_weights(vit: VisionTransformer, path: str | Path, backbone: str | None = None) -> None:
     """Load a local ``.safetensors`` or ``.pth`` file (tensors only, no pickled code) into the encoder.
+
+    Args:
+        vit: The encoder.
+        path: The file; of a ``.ckpt`` file of `Defend` the teacher is taken.
+        backbone: Name of the encoder, which such a checkpoint's has to be.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -50,7 +58,30 @@ def load_weights(vit: VisionTransformer, path: str | Path) -> None:
         what = "is a folder, name the file in it" if path.is_dir() else "no such file"
         msg = f"weights={str(path)!r}: {what} (working directory {Path.cwd()})."
         raise FileNotFoundError(msg)
-    load_state_dict(vit, _read_tensors(path, f"weights={str(path)!r}"), f"weights={str(path)!r}")
+    name = f"weights={str(path)!r}"
+    state = _read_teacher(path, name, backbone) if path.suffix == ".ckpt" else _read_tensors(path, name)
+    load_state_dict(vit, state, name)
+
+
+def _read_teacher(path: Path, name: str, backbone: str | None) -> dict[str, Tensor]:
+    """The teacher in a checkpoint of `Defend`: equal shapes alone do not make two encoders the same."""
+    try:
+        checkpoint = read_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"ckpt_path={str(path)!r}", name)) from error
+    state = {key.removeprefix(TEACHER): x for key, x in checkpoint["state_dict"].items() if key.startswith(TEACHER)}
+    if not state:
+        of = checkpoint.get(MODEL_KEY)
+        msg = (
+            f"{name} is a checkpoint{f' of {of}' if of else ''} without a teacher: give one of Defend, or the "
+            "encoder's weights (.safetensors, .pth)."
+        )
+        raise ValueError(msg)
+    own = checkpoint.get("hyper_parameters", {}).get("backbone")
+    if backbone is not None and own != backbone:
+        msg = f"{name} holds a teacher of backbone={own!r}, but this model has backbone={backbone!r}: give the same."
+        raise ValueError(msg)
+    return state
 
 
 def _read_tensors(path: str | Path, name: str) -> dict[str, Tensor]:

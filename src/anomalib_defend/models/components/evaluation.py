@@ -70,7 +70,15 @@ class Evaluation(Training):
         Raises:
             ValueError: If a score is NaN or infinite.
         """
-        predictions = self.model(batch.image)
+        return self.with_predictions(batch, self.model(batch.image))
+
+    @staticmethod
+    def with_predictions(batch: Batch, predictions: InferenceBatch) -> Batch:
+        """Put predictions on their batch.
+
+        Raises:
+            ValueError: If a score is NaN or infinite.
+        """
         check_scores(predictions.pred_score, batch)
         return batch.update(**{name: value for name, value in predictions._asdict().items() if value is not None})
 

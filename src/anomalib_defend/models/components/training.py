@@ -86,7 +86,7 @@ class Training(Contract):
         if self.trainer.ckpt_path is None and self.pretrained_part is not None:
             encoder = getattr(self.model, self.pretrained_part)
             if self.hparams.weights is not None:
-                load_weights(encoder, self.hparams.weights)
+                load_weights(encoder, self.hparams.weights, self.hparams.backbone)
             elif self.hparams.pre_trained:
                 load_pretrained(encoder, self.hparams.backbone)
         if self.hparams.get("seed") is not None and getattr(self.trainer.datamodule, "seed", 0) is None:

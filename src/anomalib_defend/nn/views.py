@@ -1,0 +1,96 @@
+"""Views: the whole image and parts of it, each seen by an encoder as if it were a whole image.
+
+A box is (left, top, right, bottom) in shares of an image's sides, or in pixels, ends excluded.
+Shapes: B images, V views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .resize import antialiased_resize
+
+Box: TypeAlias = tuple[float, float, float, float]
+Views = Literal["whole", "whole+centre", "whole+corners", "whole+centre+corners"]
+
+PART = 0.6  # of the sides: corners overlap by a fifth of the image, so that none cuts what lies in the middle
+_NEAR, _MIDDLE, _FAR = 0.0, (1 - PART) / 2, 1 - PART
+
+
+def _part(left: float, top: float) -> Box:
+    return left, top, left + PART, top + PART
+
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+CENTRE = _part(_MIDDLE, _MIDDLE)
+CORNERS = tuple(_part(left, top) for top in (_NEAR, _FAR) for left in (_NEAR, _FAR))
+
+LAYOUTS: dict[Views, tuple[Box, ...]] = {
+    "whole": (WHOLE,),
+    "whole+centre": (WHOLE, CENTRE),
+    "whole+corners": (WHOLE, *CORNERS),
+    "whole+centre+corners": (WHOLE, CENTRE, *CORNERS),
+}
+"""Boxes of the views, the whole image first."""
+
+
+def needed_size(size: tuple[int, int], boxes: Sequence[Box]) -> tuple[int, int]:
+    """Height and width of an image whose smallest views have ``size``, so that none has to be enlarged."""
+    width = min(right - left for left, _, right, _ in boxes)
+    height = min(bottom - top for _, top, _, bottom in boxes)
+    # 0.6 is not exact in binary: 336 / 0.6 is not to become 561
+    return math.ceil(size[0] / height - 1e-6), math.ceil(size[1] / width - 1e-6)
+
+
+def pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box of shares in whole pixels of an image of ``size`` (height, width): inside it, and at least one pixel.
+
+    Boxes of the same shares have the same number of pixels, wherever they lie.
+    """
+    left, right = _interval(box[0], box[2], size[1])
+    top, bottom = _interval(box[1], box[3], size[0])
+    return left, top, right, bottom
+
+
+def _interval(start: float, end: float, length: int) -> tuple[int, int]:
+    extent = min(length, max(1, round((end - start) * length)))
+    first = min(max(0, round(start * length)), length - extent)
+    return first, first + extent
+
+
+def cut(images: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
+    """What a view shows of images [B, C, H, W], resized (antialiased) to ``size``: [B, C, *size]."""
+    left, top, right, bottom = pixels(box, (images.shape[-2], images.shape[-1]))
+    view = images[..., top:bottom, left:right]
+    if (bottom - top, right - left) == size:
+        return view
+    with torch.autocast(images.device.type, enabled=False):
+        return antialiased_resize(view, size)
+
+
+def distance_map(distances: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
+    """The views' distances [B, V] where they lie: at each pixel the smallest of the views that hold it.
+
+    Args:
+        distances: Of each view.
+        boxes: Of the views; together they cover the image.
+        size: Height and width of the map.
+
+    Returns:
+        [B, 1, *size]. The smallest value of a map is the smallest distance.
+    """
+    height, width = size
+    rows = torch.arange(height, device=distances.device)[:, None]
+    columns = torch.arange(width, device=distances.device)
+    nearest = distances.amax(dim=1)[:, None, None, None].expand(-1, 1, height, width)
+    for index, box in enumerate(boxes):
+        left, top, right, bottom = pixels(box, size)
+        inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+        own = torch.minimum(nearest, distances[:, index, None, None, None])
+        nearest = torch.where(inside, own, nearest)
+    return nearest
