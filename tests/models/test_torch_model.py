@@ -418,7 +418,7 @@ def test_crops_are_the_multiple_of_the_patch_size_nearest_to_three_sevenths(back
         ({"distill_layers": 7}, "distill_layers=7"),
         (
             {"attention_block": 7},
-            f"attention_block=7, but '{TINY}' has 6 blocks: give the number of one",
+            f"attention_block=7, but '{TINY}' has 6 blocks: give 1 to 6",
         ),
         ({"attention_block": 0}, "attention_block=0"),
         (

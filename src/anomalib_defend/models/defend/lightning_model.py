@@ -16,6 +16,7 @@ from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.models.components.arguments import as_pair, check_choices, check_ranges
 from anomalib_defend.models.components.teacher_cache import CachePlace
 from anomalib_defend.nn.distance import DistillLoss, FeatureNorm
+from anomalib_defend.nn.views import LAYOUTS, Views, needed_size
 from anomalib_defend.nn.vit import create_vit
 
 from .stages import DenseStage, DistillStage
@@ -72,6 +73,8 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
             is the mean of.
         attention_block: [main] Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights
             an attended distance; the last one by default, as in the paper.
+        views: At test time: "whole", the whole image; or with it "+centre" its centre, "+corners" its four corners, or
+            both, each 0.6 of the sides. The smallest score counts; images are read at 1/0.6 of ``image_size`` then.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
             By default 0.05, or what the checkpoint has.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
@@ -90,7 +93,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     distinctive_tensor = "model.head.prototypes"
     architecture = (
         "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
-        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score", "attention_block",
+        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score", "attention_block", "views",
     )  # fmt: skip
     stage_names = (DenseStage.name, DistillStage.name)
     own_on_resume = ("distill_epochs",)
@@ -122,6 +125,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         student_lr: float = 1e-5,
         score: Score | str = "distance",  # the command line, too, is to be told where "prototypes" is
         attention_block: int | None = None,
+        views: Views = "whole",
         target_fpr: float | None = None,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
@@ -146,15 +150,18 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
             distill_loss=(distill_loss, get_args(DistillLoss)),
             feature_norm=(feature_norm, get_args(FeatureNorm)),
             score=(score, get_args(Score)),
+            views=(views, get_args(Views)),
             teacher_cache=(teacher_cache, get_args(CachePlace)),
         )
         data = self.input_data(backbone, image_size)
+        data = data._replace(image_size=needed_size(data.image_size, LAYOUTS[views]))
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
         self.model = self.build()
 
     @classmethod
     def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
-        checkpoint.get("hyper_parameters", {}).setdefault("attention_block", None)  # older ones know the last alone
+        for name, default in (("attention_block", None), ("views", "whole")):  # older ones know these alone
+            checkpoint.get("hyper_parameters", {}).setdefault(name, default)
         super()._verify_content(checkpoint)
         of_prototypes = ("model.normality.", "model.normal_prototypes.")  # of this version, of 0.1
         if any(name.startswith(of_prototypes) for name in checkpoint["state_dict"]):

@@ -99,7 +99,7 @@ class DistillStage(Stage):
             self._teacher.fill(run, self.model.teacher, self._output)
 
     def _output(self, batch: Batch) -> TeacherOutput:
-        return self.model.teacher_output(batch.image, attend=self.model.is_guided)
+        return self.model.teacher_output(self.model.whole(batch.image), attend=self.model.is_guided)
 
     def step(self, batch: Batch, run: Run) -> Step:
         """Loss of eq. 4."""

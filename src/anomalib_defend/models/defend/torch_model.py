@@ -27,8 +27,9 @@ from anomalib_defend.nn.distance import (
     normalize_features,
 )
 from anomalib_defend.nn.masking import num_kept, sample_patches
-from anomalib_defend.nn.score import anomaly_map
+from anomalib_defend.nn.score import map_of_views
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
+from anomalib_defend.nn.views import LAYOUTS, Box, Views, cut, needed_size
 
 from .loss import dense_loss
 
@@ -47,7 +48,7 @@ class DefendModel(nn.Module):
 
     Args:
         backbone: Name of a timm ViT, for teacher and student.
-        image_size: Height and width of the input; multiples of the patch size.
+        image_size: Height and width at which the networks see an image or a view; multiples of the patch size.
         num_prototypes: K of stage 1.
         num_tuned_blocks: Last blocks of the teacher that stage 1 trains; 0 freezes all of it (no stage 1).
         num_crops: Crops per image, n.
@@ -65,6 +66,8 @@ class DefendModel(nn.Module):
             attention of the teacher's [CLS].
         attention_block: Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights the
             score; the last one if ``None``.
+        views: Layout of the views at test time, whose smallest score is the image's. Images come at ``input_size``, at
+            which the smallest view has ``image_size``; stage 1 and 2 see them whole.
 
     Raises:
         ValueError: If an argument does not fit the encoder; names both.
@@ -87,10 +90,13 @@ class DefendModel(nn.Module):
         feature_norm: FeatureNorm = "l2",
         score: Score = "distance",
         attention_block: int | None = None,
+        views: Views = "whole",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.image_size: tuple[int, int] = (image_size[0], image_size[1])
+        self.boxes: tuple[Box, ...] = LAYOUTS[views]
+        self.input_size = needed_size(self.image_size, self.boxes)
         self.num_crops = num_crops
         self.random_view = random_view
         self.hard_targets = hard_targets
@@ -121,19 +127,16 @@ class DefendModel(nn.Module):
         if any(side % patch for side, patch in zip(self.crop_size, self.patch_size, strict=True)):
             msg = f"crop_size={self.crop_size} must be a multiple of the patch size {self.patch_size} of {backbone!r}."
             raise ValueError(msg)
-        if not 0 <= num_tuned_blocks <= len(self.teacher.blocks):
-            msg = f"num_tuned_blocks={num_tuned_blocks}, but {backbone!r} has {len(self.teacher.blocks)} blocks."
-            raise ValueError(msg)
-        if not 1 <= distill_layers <= len(self.teacher.blocks):
-            msg = f"distill_layers={distill_layers}, but {backbone!r} has {len(self.teacher.blocks)} blocks."
-            raise ValueError(msg)
-        if attention_block is not None and not 1 <= attention_block <= len(self.teacher.blocks):
-            msg = (
-                f"attention_block={attention_block}, but {backbone!r} has {len(self.teacher.blocks)} blocks: "
-                "give the number of one of them, from 1, or none for the last."
-            )
-            raise ValueError(msg)
-        self.attention_block = attention_block or len(self.teacher.blocks)
+        blocks = len(self.teacher.blocks)
+        self.attention_block = blocks if attention_block is None else attention_block
+        for name, number, lowest in (
+            ("num_tuned_blocks", num_tuned_blocks, 0),
+            ("distill_layers", distill_layers, 1),
+            ("attention_block", self.attention_block, 1),
+        ):
+            if not lowest <= number <= blocks:
+                msg = f"{name}={number}, but {backbone!r} has {blocks} blocks: give {lowest} to {blocks}."
+                raise ValueError(msg)
         attends = vits.has_cls_attention(self.teacher, self.attention_block)
         if score == "attended_distance" and not attends:
             msg = f"score={score!r}, but {backbone!r} has no [CLS] token whose attention could be read: use 'distance'."
@@ -144,15 +147,25 @@ class DefendModel(nn.Module):
             self.masking = "random"
 
         self.teacher.requires_grad_(False)
-        for block in self.teacher.blocks[len(self.teacher.blocks) - num_tuned_blocks :]:
+        for block in self.teacher.blocks[blocks - num_tuned_blocks :]:
             block.requires_grad_(True)
         self.head.requires_grad_(num_tuned_blocks > 0)
         self.reset_student()
 
+    def whole(self, images: Tensor) -> Tensor:
+        """What both stages see of images [B, 3, *input_size]: all of each, [B, 3, *image_size].
+
+        Raises:
+            ValueError: If the images have another size.
+        """
+        self._check_size(images)
+        return cut(images, self.boxes[0], self.image_size)
+
     def _check_size(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.image_size:
+        if tuple(images.shape[-2:]) != self.input_size:
+            views = "" if len(self.boxes) == 1 else f" and {len(self.boxes)} views, which takes {self.input_size}"
             msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
+                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}{views}: "
                 "its pre_processor has to resize them."
             )
             raise ValueError(msg)
@@ -178,7 +191,7 @@ class DefendModel(nn.Module):
         Returns:
             The loss, and the perplexity of the prototypes' use (scalars).
         """
-        self._check_size(images)
+        images = self.whole(images)
         self.head.normalize_prototypes()
         # the view, and crops of it on the patch grid
         view = images
@@ -262,7 +275,7 @@ class DefendModel(nn.Module):
             images: [B, 3, H, W].
             teacher: What the teacher makes of them, if it is known already.
         """
-        self._check_size(images)
+        images = self.whole(images)
         teacher = teacher or self.teacher_output(images, attend=self.is_guided)
         keep = self.sample_keep(teacher)
         losses = []
@@ -277,15 +290,28 @@ class DefendModel(nn.Module):
         """Novelty score (higher is more novel) and map, without masking.
 
         The score is the mean over patches of what the map shows: the distance of student and teacher or, for an
-        attended distance, that distance times the patch's share in the teacher's attention, 1 in the mean.
+        attended distance, that distance times the patch's share in the teacher's attention, 1 in the mean. Of several
+        views the smallest score counts, and at each pixel of the map the smallest distance.
 
         Args:
-            images: [B, 3, H, W], resized to ``image_size`` and normalised.
+            images: [B, 3, H, W], resized to ``input_size`` and normalised.
 
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, H, W], not scaled.
         """
         self._check_size(images)
+        views = (cut(images, box, self.image_size) for box in self.boxes)
+        if torch.compiler.is_compiling():  # in an exported model the networks are there once, and see all views
+            distances = self.distances(torch.cat(list(views))).unflatten(0, (len(self.boxes), -1))
+        else:  # memory does not grow with the number of views
+            distances = torch.stack([self.distances(view) for view in views])
+        return InferenceBatch(
+            pred_score=distances.mean(dim=2).amin(dim=0),
+            anomaly_map=map_of_views(distances, self.boxes, self.grid, self.input_size),
+        )
+
+    def distances(self, images: Tensor) -> Tensor:
+        """What the map shows of each patch of images [B, 3, *image_size]: [B, N]."""
         teacher = self.teacher_output(images, attend=self.score == "attended_distance")
         distances = [
             feature_distance(student, target, self.distill_loss)
@@ -294,7 +320,4 @@ class DefendModel(nn.Module):
         per_patch = torch.stack(distances).mean(dim=0)
         if teacher.attention is not None:
             per_patch = attended(per_patch, teacher.attention)
-        return InferenceBatch(
-            pred_score=per_patch.mean(dim=1),
-            anomaly_map=anomaly_map(per_patch, self.grid, self.image_size),
-        )
+        return per_patch
