@@ -20,17 +20,17 @@ def build(views, **options):
 
 @pytest.fixture
 def images():
-    return torch.randn(3, 3, *build(LAYOUT).input_size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(3, 3, *build(LAYOUT).resized_size, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("options", [{}, {"score": "attended_distance", "attention_block": 2}])
 def test_score_and_map_are_the_smallest_of_the_views(images, options):
     model, plain = build(LAYOUT, **options), build("whole", **options)
-    scores, maps = [], torch.full((3, *model.input_size), torch.inf)
+    scores, maps = [], torch.full((3, *model.resized_size), torch.inf)
     for box in LAYOUTS[LAYOUT]:
         view = cut(images, box, SIZE)
         scores.append(plain(view).pred_score)
-        left, top, right, bottom = pixels(box, model.input_size)
+        left, top, right, bottom = pixels(box, model.resized_size)
         own = anomaly_map(plain.distances(view), model.grid, (bottom - top, right - left))[:, 0]
         for image in range(3):
             for row in range(top, bottom):
@@ -45,7 +45,7 @@ def test_score_and_map_are_the_smallest_of_the_views(images, options):
 
 def test_one_more_view_never_raises_the_score(images):
     fewer, more = build("whole+centre"), build(LAYOUT)
-    assert fewer.input_size == more.input_size
+    assert fewer.resized_size == more.resized_size
     assert (more(images).pred_score <= fewer(images).pred_score + 1e-6).all()
 
 

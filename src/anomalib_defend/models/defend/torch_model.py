@@ -66,8 +66,8 @@ class DefendModel(nn.Module):
             attention of the teacher's [CLS].
         attention_block: Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights the
             score; the last one if ``None``.
-        views: Layout of the views at test time, whose smallest score is the image's. Images come at ``input_size``, at
-            which the smallest view has ``image_size``; stage 1 and 2 see them whole.
+        views: Layout of the views at test time, whose smallest score is the image's. Images come at ``resized_size``,
+            at which the smallest view has ``image_size``; stage 1 and 2 see them whole.
 
     Raises:
         ValueError: If an argument does not fit the encoder; names both.
@@ -96,7 +96,7 @@ class DefendModel(nn.Module):
         self.backbone = backbone
         self.image_size: tuple[int, int] = (image_size[0], image_size[1])
         self.boxes: tuple[Box, ...] = LAYOUTS[views]
-        self.input_size = needed_size(self.image_size, self.boxes)
+        self.resized_size = needed_size(self.image_size, self.boxes)
         self.num_crops = num_crops
         self.random_view = random_view
         self.hard_targets = hard_targets
@@ -153,7 +153,7 @@ class DefendModel(nn.Module):
         self.reset_student()
 
     def whole(self, images: Tensor) -> Tensor:
-        """What both stages see of images [B, 3, *input_size]: all of each, [B, 3, *image_size].
+        """What both stages see of images [B, 3, *resized_size]: all of each, [B, 3, *image_size].
 
         Raises:
             ValueError: If the images have another size.
@@ -162,8 +162,8 @@ class DefendModel(nn.Module):
         return cut(images, self.boxes[0], self.image_size)
 
     def _check_size(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.input_size:
-            views = "" if len(self.boxes) == 1 else f" and {len(self.boxes)} views, which takes {self.input_size}"
+        if tuple(images.shape[-2:]) != self.resized_size:
+            views = "" if len(self.boxes) == 1 else f" and {len(self.boxes)} views, which takes {self.resized_size}"
             msg = (
                 f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}{views}: "
                 "its pre_processor has to resize them."
@@ -294,7 +294,7 @@ class DefendModel(nn.Module):
         views the smallest score counts, and at each pixel of the map the smallest distance.
 
         Args:
-            images: [B, 3, H, W], resized to ``input_size`` and normalised.
+            images: [B, 3, H, W], resized to ``resized_size`` and normalised.
 
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, H, W], not scaled.
@@ -307,7 +307,7 @@ class DefendModel(nn.Module):
             distances = torch.stack([self.distances(view) for view in views])
         return InferenceBatch(
             pred_score=distances.mean(dim=2).amin(dim=0),
-            anomaly_map=map_of_views(distances, self.boxes, self.grid, self.input_size),
+            anomaly_map=map_of_views(distances, self.boxes, self.grid, self.resized_size),
         )
 
     def distances(self, images: Tensor) -> Tensor:
