@@ -14,9 +14,9 @@ the training images, each of which picks a block:
   better.
 
 Written before the first run: chosen is the criterion whose picks lose least to the best block, in the mean over the
-cells of the ``selection``, which no table shows. It is a rule if, in each of the ``other`` cells, its pick is at least as
-good as the last block and, in their mean, loses at most 0.02 to the best. The ``fresh`` cells were added after that run,
-for a criterion that the selection had not chosen: see docs/measurements.md.
+cells of the ``selection``, which no table shows. It is a rule if, in each of the ``other`` cells, its pick is at least
+as good as the last block and, in their mean, loses at most 0.02 to the best. The ``fresh`` cells were added after that
+run, for a criterion that the selection had not chosen: see docs/measurements.md.
 """
 
 from __future__ import annotations
