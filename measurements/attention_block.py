@@ -44,7 +44,7 @@ from anomalib_defend.pre_processing import ResizeNormalize
 KEPT = {"kept half": 0.5, "kept quarter": 0.25}
 LOWER_IS_BETTER = ("compactness",)
 KEPT_IMAGES = 24  # of the training images, whose patches are taken away
-CELLS = {
+CELLS: dict[str, dict[str, tuple[str, ...]]] = {
     "selection": {"VOC": ("sheep", "person"), "CIFAR-10": ()},
     "other": {"VOC": ("dog", "cat", "horse", "cow"), "CIFAR-10": ()},
     "fresh": {"VOC": ("dog+horse", "cow+sheep"), "CIFAR-10": ("automobile", "deer")},
@@ -172,7 +172,7 @@ def data_of(group: str, category: str, arguments: argparse.Namespace) -> Semanti
         "seed": 0,
     }
     if group == "VOC":
-        return SemanticVOC(arguments.voc, category=category.split("+"), setting="uni_class", **limits)
+        return SemanticVOC(arguments.voc, category=[*category.split("+")], setting="uni_class", **limits)
     return SemanticCIFAR10(arguments.cifar10, category=category, **limits)
 
 
