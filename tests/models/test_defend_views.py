@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from anomalib_defend import Defend
 from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.nn.score import anomaly_map
 from anomalib_defend.nn.views import LAYOUTS, cut, pixels
@@ -66,3 +67,9 @@ def test_images_that_are_not_resized_for_the_views_are_refused(images):
     for action in (model, model.whole, model.dense_step, model.distill_step):
         with pytest.raises(ValueError, match=r"for image_size=\(32, 48\) and 6 views, which takes \(54, 80\)"):
             action(images[..., :32, :48])
+
+
+def test_a_picture_says_that_the_score_is_not_the_mean_of_the_map():
+    tiny = {"backbone": "vit_digits_patch8_96", "pre_trained": False}
+    assert "the score is the best view's" in Defend(**tiny, views=LAYOUT).map_note
+    assert not Defend(**tiny).map_note

@@ -158,6 +158,12 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
         self.model = self.build()
 
+    @property
+    def map_note(self) -> str:
+        """With several views the score is not the mean of the map."""
+        several = self.hparams.views != "whole"
+        return "The map shows the smallest distance of the views at each place; the score is the best view's." * several
+
     @classmethod
     def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
         for name, default in (("attention_block", None), ("views", "whole")):  # older ones know these alone
