@@ -1,4 +1,4 @@
-"""How the constants of `Defend(score="prototypes")` were chosen: on categories that no table of the results shows.
+"""How the constants of `nn.normality.Clusters` were chosen: on categories that no table of the results shows.
 
 ``python -m measurements.prototypes --weights FILE --voc VOC2012 --cifar10 CIFAR10 --fashion-mnist FOLDER``
 

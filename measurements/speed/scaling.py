@@ -72,7 +72,7 @@ class Work:
     def fill(self) -> None:
         """A step that runs the teacher and keeps what it says."""
         assert self.step.cache is not None  # noqa: S101 - for the type checker
-        self.step.cache.write(int(self.step.names[0]), self.model.teacher_output(self.images, guide=True))
+        self.step.cache.write(int(self.step.names[0]), self.model.teacher_output(self.images, attend=True))
         self.step()
 
     @torch.inference_mode()

@@ -114,7 +114,7 @@ class Step:
         self.cache: TeacherCache | None = None
         if contender.cached:
             self.cache = make_cache(model, len(images))
-            self.cache.write(0, model.teacher_output(images, guide=True))
+            self.cache.write(0, model.teacher_output(images, attend=True))
         self.optimizer: Optimizer = (
             our_optimizer(model, stage)
             if contender.optimizer

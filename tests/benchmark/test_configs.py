@@ -15,7 +15,7 @@ from anomalib_defend.benchmark.plan import ComparisonError
 from anomalib_defend.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
-OURS = ("reduced", "digits", "photographs", "objects")  # those that the documentation shows
+OURS = ("reduced", "digits", "photographs", "objects", "defend_looks")  # those that the documentation shows
 COUNTS = {  # categories of each data set
     "CIFAR-10 uni-class": 10, "CIFAR-100 uni-class": 20, "Fashion-MNIST uni-class": 10, "CIFAR-10 splits": 4,
     "CIFAR-10 leave-one-out": 10, "Fashion-MNIST leave-one-out": 10, "MNIST leave-one-out": 10, "VOC uni-class": 20,

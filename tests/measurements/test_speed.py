@@ -65,7 +65,7 @@ def test_a_cached_step_has_the_published_loss(dtype, tolerance, tmp_path):
     model = random_model(DIGITS).model
     images = random_images(3, model.image_size)
     cache = make_cache(model, 3, dtype)
-    cache.write(0, model.teacher_output(images, guide=True))
+    cache.write(0, model.teacher_output(images, attend=True))
     published = seeded(reference.distill_loss, model, images).item()
     for contender in STAGES[2].values():
         if contender.cached and not contender.bf16:

@@ -53,7 +53,11 @@ class Row(NamedTuple):
 
 ROWS = (
     Row(Defend, TWO_STAGES),
-    Row(Defend, {**TWO_STAGES, "score": "prototypes"}, "_prototypes"),
+    Row(
+        Defend,
+        {**TWO_STAGES, "score": "attended_distance", "attention_block": 2, "views": "whole+centre"},
+        "_attended",
+    ),
     Row(Fitymi, {**VIT, **FAKES, "classifier_epochs": 2, "seed": 0}),
     Row(ARNet, {"image_size": 32, "width": 2, "epochs": 2, "seed": 0}),
     Row(DN2, VIT),

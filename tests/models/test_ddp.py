@@ -25,9 +25,9 @@ import anomalib_defend.models.defend.torch_model as torch_model
 voc, out, strategy, dense_epochs, ckpt_path, cache = sys.argv[1:]
 teacher_pass.CACHE_DTYPE = torch.float32
 computed, teacher_output = [0], torch_model.DefendModel.teacher_output
-def counted(self, images, guide=False):
-    computed[0] += guide * len(images)
-    return teacher_output(self, images, guide)
+def counted(self, images, attend=False):
+    computed[0] += attend * len(images)
+    return teacher_output(self, images, attend)
 torch_model.DefendModel.teacher_output = counted
 model = Defend("vit_digits_patch8_96", pre_trained=False, image_size=32, dense_epochs=int(dense_epochs),
                distill_epochs=2, student_lr=1e-3, visualizer=False, seed=0, teacher_cache=cache)

@@ -45,7 +45,7 @@ def to_cuda(network: nn.Module) -> nn.Module:
 def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Each stage's loss on images [B, 3, H, W]."""
     if isinstance(model, DefendModel):
-        teacher = model.teacher_output(images, guide=model.is_guided)
+        teacher = model.teacher_output(model.whole(images), attend=model.is_guided)
         return {
             "dense_step": model.dense_step(images)[0],
             "distill_step": model.distill_step(images),

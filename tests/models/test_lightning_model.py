@@ -1,6 +1,7 @@
 """Both stages in one fit, checkpoints, and how the trainer's own options work with them."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -304,3 +305,34 @@ def test_ddp_has_to_be_told_about_the_stages(make_model, make_data, make_engine,
     with pytest.raises(ValueError, match="ddp_find_unused_parameters_true"):
         engine.fit(make_model(), datamodule=make_data())
     torch.distributed.destroy_process_group()
+
+
+def test_a_checkpoint_that_knows_no_attention_block_has_the_last(make_model, make_data, make_engine, tmp_path):
+    model, engine = make_model(dense_epochs=0, distill_epochs=1), make_engine()
+    engine.fit(model, datamodule=make_data())
+    checkpoint = torch.load(engine.best_model_path, weights_only=True)
+    assert checkpoint["hyper_parameters"].pop("attention_block", 0) is None
+    torch.save(checkpoint, older := tmp_path / "older.ckpt")
+    expected, _ = scores(engine, model, make_data())
+    restored, _ = scores(make_engine(), other := make_model(attention_block=1), make_data(), older)
+    assert restored == expected
+    assert other.hparams.attention_block is None
+    assert other.model.attention_block == 6
+    assert Defend.load_from_checkpoint(older).model.attention_block == 6
+
+
+def test_what_has_become_another_model_is_named(tmp_path, make_data, make_engine, make_model):
+    with pytest.raises(ValueError, match=r"score='prototypes' is a model of its own now: train ObjectPrototypes"):
+        make_model(score="prototypes")
+    old = Path(__file__).parent / "version_0_1" / "defend_prototypes.ckpt"
+    checkpoint = torch.load(old, weights_only=True)
+    for name in [name for name in checkpoint["state_dict"] if ".normal_prototypes." in name]:  # as since then
+        state = checkpoint["state_dict"]
+        state[name.replace("normal_prototypes", "normality")] = state.pop(name)
+    torch.save(checkpoint, newer := tmp_path / "newer.ckpt")
+    for path in (old, newer):
+        with pytest.raises(ValueError, match=r"ckpt_path is of score='prototypes', which is .* train ObjectPrototypes"):
+            Defend.load_from_checkpoint(path)
+        for action in ("test", "fit"):
+            with pytest.raises(ValueError, match="train ObjectPrototypes"):
+                getattr(make_engine(), action)(make_model(), datamodule=make_data(), ckpt_path=path)

@@ -217,7 +217,7 @@ def test_prefix_tokens_are_never_masked():
 @pytest.mark.parametrize(("masking", "follows"), [("guided", True), ("random", False)])
 def test_guided_masking_follows_the_teachers_attention(images, masking, follows):
     model = build(masking=masking)
-    teacher = model.teacher_output(images, guide=follows)
+    teacher = model.teacher_output(images, attend=follows)
     assert (teacher.attention is not None) is follows
     if follows:
         _, attention = vits.patch_tokens_and_attention(model.teacher, images)
@@ -281,7 +281,55 @@ def test_the_score_is_twice_the_mean_of_one_minus_the_cosine(images):
     torch.testing.assert_close(predictions.anomaly_map, expected)
 
 
-@pytest.mark.parametrize("options", [{}, PIXEL])
+@pytest.mark.parametrize("options", [{}, {"distill_layers": 3}])
+@pytest.mark.parametrize("block", [None, 2])
+@torch.no_grad()
+def test_the_attended_score_is_the_mean_weighted_by_the_attention(images, options, block):
+    """In loops and float64, with one pass of the teacher."""
+    model = build(score="attended_distance", attention_block=block, **options).eval()
+    layers = options.get("distill_layers", 1)
+    teachers, attention = vits.patch_tokens_and_attention(
+        model.teacher, images, num_layers=layers, attention_block=block
+    )
+    students = vits.patch_tokens(model.student, images, num_layers=layers)
+    maps, scores = torch.zeros(4, PATCHES, dtype=torch.float64), []
+    for image in range(4):
+        weights = [weight / sum(attention[image].tolist()) for weight in attention[image].tolist()]
+        score = 0.0
+        for patch in range(PATCHES):
+            distance = 0.0
+            for teacher, student in zip(teachers, students, strict=True):
+                first, second = teacher[image, patch].double(), student[image, patch].double()
+                distance += float((first / first.norm() - second / second.norm()).square().sum()) / layers
+            score += weights[patch] * distance
+            maps[image, patch] = PATCHES * weights[patch] * distance
+        scores.append(score)
+    seen = token_counts(model.teacher)
+    predictions = model(images)
+    assert seen == [PATCHES + 1]
+    torch.testing.assert_close(predictions.pred_score, torch.tensor(scores), rtol=1e-5, atol=1e-6)
+    expected = F.interpolate(maps.reshape(4, 1, 4, 6), size=SIZE, mode="bilinear").float()
+    torch.testing.assert_close(predictions.anomaly_map, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(maps.mean(dim=1).float(), predictions.pred_score, rtol=1e-5, atol=1e-6)
+
+
+def test_the_block_guides_the_mask_and_the_last_one_is_the_default(images):
+    attention = {block: build(attention_block=block).teacher_output(images, attend=True).attention for block in (2, 6)}
+    model = build()
+    for block in (2, 6):
+        _, expected = vits.patch_tokens_and_attention(model.teacher, images, attention_block=block)
+        other = build(attention_block=block)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other.teacher_output(images, attend=True).attention, expected)
+    assert not torch.equal(attention[2], attention[6])
+    assert torch.equal(model.teacher_output(images, attend=True).attention, expected)
+    seen = []
+    other.sample_keep = lambda teacher: seen.append(teacher.attention)
+    other.distill_step(images)
+    assert torch.equal(seen[0], expected)
+
+
+@pytest.mark.parametrize("options", [{}, PIXEL, {"score": "attended_distance", "attention_block": 5}])
 def test_scores_do_not_depend_on_the_batch(images, options):
     model = build(**options).eval()
     whole = model(images)
@@ -368,6 +416,15 @@ def test_crops_are_the_multiple_of_the_patch_size_nearest_to_three_sevenths(back
         ({"num_tuned_blocks": -1}, "num_tuned_blocks=-1"),
         ({"distill_layers": 0}, "distill_layers=0"),
         ({"distill_layers": 7}, "distill_layers=7"),
+        (
+            {"attention_block": 7},
+            f"attention_block=7, but '{TINY}' has 6 blocks: give 1 to 6",
+        ),
+        ({"attention_block": 0}, "attention_block=0"),
+        (
+            {"backbone": "vit_wee_patch16_reg1_gap_256", "image_size": (64, 64), "score": "attended_distance"},
+            r"score='attended_distance', but 'vit_wee_patch16_reg1_gap_256' has no \[CLS\] token .* use 'distance'",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_the_encoder_are_named(options, message):

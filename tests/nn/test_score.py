@@ -5,7 +5,7 @@ from extremes import numbers, seeds, sizes, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalib_defend.nn.distance import feature_distance, l2_normalize, normalize_features
+from anomalib_defend.nn.distance import attended, feature_distance, l2_normalize, normalize_features
 from anomalib_defend.nn.score import anomaly_map
 
 CHANNELS = 8
@@ -65,3 +65,19 @@ def test_the_map_shows_each_patch_where_it_is(grid, patch, seed):
     maps = anomaly_map(distances, grid, (grid[0] * patch, grid[1] * patch))
     centres = maps[0, 0, patch // 2 :: patch, patch // 2 :: patch]
     torch.testing.assert_close(centres, distances.reshape(grid), atol=1e-5, rtol=0)
+
+
+@numbers
+@given(tensors(2, st.integers(1, 12)), seeds)
+def test_the_mean_of_attended_distances_is_the_weighted_mean(distances, seed):
+    torch.manual_seed(seed)
+    attention = torch.rand(distances.shape).clamp_min(1e-6) / distances.shape[1]
+    shares = attended(distances.double(), attention.double())
+    for image in range(len(distances)):
+        total = weight = 0.0
+        for distance, share in zip(distances[image].tolist(), attention[image].tolist(), strict=True):
+            total, weight = total + distance * share, weight + share
+        expected = torch.tensor(total / weight, dtype=torch.float64)
+        torch.testing.assert_close(shares[image].mean(), expected, rtol=1e-9, atol=1e-9 * float(distances.abs().max()))
+    even = attended(distances.double(), torch.full(distances.shape, 0.01))
+    torch.testing.assert_close(even, distances.double(), rtol=1e-5, atol=0)

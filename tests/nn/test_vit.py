@@ -145,15 +145,24 @@ def test_the_order_of_the_kept_patches_does_not_matter(tiny):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [(TINY, (64, 48)), ("deit_tiny_distilled_patch16_224", (64, 64)), (REGISTERS, (56, 56))]
+    ("name", "size", "block"),
+    [
+        (TINY, (64, 48), None),
+        (TINY, (64, 48), 1),
+        (TINY, (64, 48), 5),
+        ("deit_tiny_distilled_patch16_224", (64, 64), None),
+        (REGISTERS, (56, 56), 12),
+    ],
 )
-def test_attention_is_the_cls_row_of_the_full_attention_matrix(name, size):
+def test_attention_is_the_cls_row_of_the_full_attention_matrix(name, size, block):
     vit, images = build(name, size), torch.randn(2, 3, *size)
     inputs = []
-    handle = vit.blocks[-1].attn.register_forward_hook(lambda _m, args, _o: inputs.append(args[0]))
-    _, attention = vits.patch_tokens_and_attention(vit, images)
+    module = vit.blocks[-1 if block is None else block - 1].attn
+    handle = module.register_forward_hook(lambda _m, args, _o: inputs.append(args[0]))
+    layers, attention = vits.patch_tokens_and_attention(vit, images, attention_block=block)
     handle.remove()
-    tokens, module = inputs[0], vit.blocks[-1].attn
+    assert torch.equal(layers[0], vits.patch_tokens(vit, images)[0])
+    (tokens,) = inputs
     width = vit.embed_dim // module.num_heads
     expected = torch.zeros(2, tokens.shape[1])
     for image in range(2):

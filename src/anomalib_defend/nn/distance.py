@@ -22,9 +22,7 @@ class TeacherOutput(NamedTuple):
     layers: list[Tensor]
     """Normalised patch tokens T' of the last blocks, L tensors [B, N, D]."""
     attention: Tensor | None
-    """Attention of the last block's [CLS] to each patch, [B, N]; ``None`` unless it guides masks."""
-    pooled: Tensor | None = None
-    """The token that stands for the image, [B, D]; ``None`` unless the score compares it with the normal images'."""
+    """Attention of a block's [CLS] to each patch, [B, N]; ``None`` unless it guides masks or weights the score."""
 
 
 class TeacherShape(NamedTuple):
@@ -56,3 +54,11 @@ def feature_distance(student: Tensor, teacher: Tensor, loss: DistillLoss) -> Ten
         if loss == "smooth_l1":
             return F.smooth_l1_loss(student.float(), teacher.float(), reduction="none").sum(-1)
         return (student.float() - teacher.float()).square().sum(-1)
+
+
+def attended(distances: Tensor, attention: Tensor) -> Tensor:
+    """Distances of patches [B, N] times N a_p / sum_q a_q of their attention a [B, N]: [B, N].
+
+    Their mean over the patches is the mean of the distances weighted by the attention, sum_p a_p d_p / sum_p a_p.
+    """
+    return distances * (attention / attention.mean(dim=1, keepdim=True))

@@ -163,31 +163,62 @@ def plain_attention(network: nn.Module) -> Iterator[None]:
             attention.fused_attn = True
 
 
-def has_cls_attention(vit: VisionTransformer) -> bool:
-    """Whether the last block attends from a [CLS] token in the way that `patch_tokens_and_attention` reads."""
-    attention = getattr(vit.blocks[-1], "attn", None)
+def has_cls_attention(vit: VisionTransformer, block: int | None = None) -> bool:
+    """Whether a block attends from a [CLS] token in the way that `patch_tokens_and_attention` reads."""
+    attention = getattr(_block(vit, block), "attn", None)
     return vit.cls_token is not None and all(hasattr(attention, name) for name in ("qkv", "q_norm", "k_norm", "scale"))
 
 
 def patch_tokens_and_attention(
-    vit: VisionTransformer, images: Tensor, *, num_layers: int = 1, final_norm: bool = True
+    vit: VisionTransformer,
+    images: Tensor,
+    *,
+    num_layers: int = 1,
+    final_norm: bool = True,
+    attention_block: int | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """`patch_tokens` and, from the same pass, how much the last block's [CLS] attends to each patch (eq. 2).
+    """`patch_tokens` and, from the same pass, how much a block's [CLS] attends to each patch (eq. 2).
 
-    The queries and keys are caught where the last block computes them; only the [CLS] query's row of the attention
-    matrix is formed.
+    The queries and keys are caught where the block computes them; only the [CLS] query's row of the attention matrix
+    is formed, beside the block's own attention, which may be fused.
+
+    Args:
+        vit: The encoder.
+        images: Images, [B, 3, H, W].
+        num_layers: Number of last blocks whose tokens are returned.
+        final_norm: Apply the encoder's final LayerNorm.
+        attention_block: Number of the block whose attention is read, from 1; the last one if ``None``.
 
     Returns:
-        The layers' patch tokens, and a_p = mean over heads of softmax(q_cls k^T / sqrt(d)) at patch p, [B, N] float32.
+        The layers' patch tokens, and the `cls_attention`, [B, N] float32.
     """
-    attention: Any = vit.blocks[-1].attn
-    with catch_output(attention.qkv) as caught:
+    block = _block(vit, attention_block)
+    with catch_output(block.attn.qkv) as caught:
         layers = patch_tokens(vit, images, num_layers=num_layers, final_norm=final_norm)
-    q, k, _ = rearrange(caught[0], "b t (three heads d) -> three b heads t d", three=3, heads=attention.num_heads)
+    return layers, cls_attention(vit, block, caught[0])
+
+
+def cls_attention(vit: VisionTransformer, block: Any, qkv: Tensor) -> Tensor:
+    """How much [CLS] attends to each patch in one block.
+
+    Args:
+        vit: The encoder.
+        block: One of its blocks.
+        qkv: What the block's ``attn.qkv`` makes of the tokens, [B, P + N, 3 D].
+
+    Returns:
+        a_p = mean over heads of softmax(q_cls k^T / sqrt(d)) at patch p, [B, N] float32.
+    """
+    attention = block.attn
+    q, k, _ = rearrange(qkv, "b t (three heads d) -> three b heads t d", three=3, heads=attention.num_heads)
     q, k = attention.q_norm(q[:, :, :1]), attention.k_norm(k)
     with torch.autocast(q.device.type, enabled=False):
         weights = (q.float() * attention.scale @ k.float().transpose(-2, -1)).softmax(dim=-1)
-    return layers, weights[:, :, 0, vit.num_prefix_tokens :].mean(dim=1)
+    return weights[:, :, 0, vit.num_prefix_tokens :].mean(dim=1)
+
+
+def _block(vit: VisionTransformer, number: int | None) -> Any:
+    return vit.blocks[-1 if number is None else number - 1]
 
 
 @contextmanager

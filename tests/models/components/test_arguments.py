@@ -28,6 +28,6 @@ def test_a_value_out_of_range_is_named_with_its_range(limits, message):
 
 
 def test_a_value_that_is_no_choice_is_named_with_the_choices():
-    check_choices(score=("distance", ("distance", "prototypes")))
-    with pytest.raises(ValueError, match="score='max' must be one of 'distance', 'prototypes'"):
-        check_choices(score=("max", ("distance", "prototypes")))
+    check_choices(score=("distance", ("distance", "other")))
+    with pytest.raises(ValueError, match="score='max' must be one of 'distance', 'other'"):
+        check_choices(score=("max", ("distance", "other")))

@@ -195,10 +195,10 @@ def computed(monkeypatch):
     """Numbers of images that the teacher computes for the student's training from now on."""
     counts, teacher_output = [], DefendModel.teacher_output
 
-    def counted(self, images, guide=False):
-        if guide:
+    def counted(self, images, attend=False):
+        if attend:
             counts.append(len(images))
-        return teacher_output(self, images, guide)
+        return teacher_output(self, images, attend)
 
     monkeypatch.setattr(DefendModel, "teacher_output", counted)
     return counts
@@ -276,7 +276,9 @@ def test_an_interrupted_run_leaves_its_cache_on_disk_to_the_resumed_one(fit, com
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize(("first", "second"), [({}, {"feature_norm": "none"}), ({}, {"masking": "none"})])
+@pytest.mark.parametrize(
+    ("first", "second"), [({}, {"feature_norm": "none"}), ({}, {"masking": "none"}), ({}, {"attention_block": 1})]
+)
 def test_a_complete_cache_of_other_settings_is_left_alone(fit, first, second):
     """What it holds is normalised, and laid out, for the first run."""
     expected, _ = fit("ram", dense_epochs=0, **second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from anomalib.metrics.evaluator import Evaluator
@@ -16,6 +16,7 @@ from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.models.components.arguments import as_pair, check_choices, check_ranges
 from anomalib_defend.models.components.teacher_cache import CachePlace
 from anomalib_defend.nn.distance import DistillLoss, FeatureNorm
+from anomalib_defend.nn.views import LAYOUTS, Views, needed_size
 from anomalib_defend.nn.vit import create_vit
 
 from .stages import DenseStage, DistillStage
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_NUM_PROTOTYPES = 5
+PROTOTYPES = (
+    "is a model of its own now: train ObjectPrototypes (`anomalib train --model ObjectPrototypes ...`), which takes "
+    "one pass over the training images"
+)
 
 
 class Defend(NoveltyDetectorMixin, AnomalibModule):
@@ -63,8 +68,13 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         feature_norm: "l2" on both sides; "layer_norm" on the teacher with a linear head on the student (pixel variant);
             or "none".
         student_lr: Learning rate of stage 2.
-        score: [main] Of an image: "distance", the paper's mean distance of student and teacher; or "prototypes", how
-            far the teacher's [CLS] is from k-means clusters of the normal training images. The map shows the distance.
+        score: [main] Of an image: "distance", the mean over patches of the distance of student and teacher; or
+            "attended_distance", the mean weighted by the attention of the teacher's [CLS]. The map shows what the score
+            is the mean of.
+        attention_block: [main] Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights
+            an attended distance; the last one by default, as in the paper.
+        views: At test time: "whole", the whole image; or with it "+centre" its centre, "+corners" its four corners, or
+            both, each 0.6 of the sides. The smallest score counts; images are read at 1/0.6 of ``image_size`` then.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
             By default 0.05, or what the checkpoint has.
         teacher_cache: Where the teacher's features of the training images are kept over the epochs of stage 2: "ram",
@@ -83,13 +93,12 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
     distinctive_tensor = "model.head.prototypes"
     architecture = (
         "backbone", "num_tuned_blocks", "num_crops", "crop_size", "random_view", "hard_targets",
-        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score",
+        "masking", "mask_ratio", "distill_layers", "distill_loss", "feature_norm", "score", "attention_block", "views",
     )  # fmt: skip
     stage_names = (DenseStage.name, DistillStage.name)
     own_on_resume = ("distill_epochs",)
     of_this_machine = ("teacher_cache",)
     pretrained_part = "teacher"
-    tensors_of_0_1 = {"model.normal_prototypes.": "model.normality."}  # noqa: RUF012 - a constant of the class
     model: DefendModel
 
     def __init__(
@@ -114,7 +123,9 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
         student_lr: float = 1e-5,
-        score: Score = "distance",
+        score: Score | str = "distance",  # the command line, too, is to be told where "prototypes" is
+        attention_block: int | None = None,
+        views: Views = "whole",
         target_fpr: float | None = None,
         teacher_cache: CachePlace = "auto",
         seed: int | None = None,
@@ -123,6 +134,9 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: ImageVisualizer | bool = True,
     ) -> None:
+        if score == "prototypes":
+            msg = f"score='prototypes' {PROTOTYPES}."
+            raise ValueError(msg)
         check_ranges(
             dense_epochs=(dense_epochs, 0, None),
             distill_epochs=(distill_epochs, 1, None),
@@ -136,17 +150,29 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
             distill_loss=(distill_loss, get_args(DistillLoss)),
             feature_norm=(feature_norm, get_args(FeatureNorm)),
             score=(score, get_args(Score)),
+            views=(views, get_args(Views)),
             teacher_cache=(teacher_cache, get_args(CachePlace)),
         )
         data = self.input_data(backbone, image_size)
+        data = data._replace(image_size=needed_size(data.image_size, LAYOUTS[views]))
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
         self.model = self.build()
 
     @property
     def map_note(self) -> str:
-        """The map shows the distance, whatever the score is."""
-        other = self.hparams.score == "prototypes"
-        return "The map shows the distance of student and teacher, not the score." if other else ""
+        """With several views the score is not the mean of the map."""
+        several = self.hparams.views != "whole"
+        return "The map shows the smallest distance of the views at each place; the score is the best view's." * several
+
+    @classmethod
+    def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
+        for name, default in (("attention_block", None), ("views", "whole")):  # older ones know these alone
+            checkpoint.get("hyper_parameters", {}).setdefault(name, default)
+        super()._verify_content(checkpoint)
+        of_prototypes = ("model.normality.", "model.normal_prototypes.")  # of this version, of 0.1
+        if any(name.startswith(of_prototypes) for name in checkpoint["state_dict"]):
+            msg = f"ckpt_path is of score='prototypes', which {PROTOTYPES}; its weights= takes this file's teacher."
+            raise ValueError(msg)
 
     def build(self, state: Mapping[str, torch.Tensor] | None = None) -> DefendModel:
         """The networks, with as many prototypes as were trained."""
@@ -173,8 +199,6 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         if num_prototypes != len(self.model.head.prototypes):
             self.model = self._build(num_prototypes)
         self.model.reset_student()
-        if self.model.normality is not None:
-            self.model.normality.reset()
         if self.hparams.weights is None and not self.hparams.pre_trained:
             self.model.teacher.load_state_dict(create_vit(self.hparams.backbone, self.model.image_size).state_dict())
 

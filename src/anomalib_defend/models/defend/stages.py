@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from anomalib_defend.models.components.stage import Stage, Step
 from anomalib_defend.models.components.teacher_pass import TeacherPass
 
-from .torch_model import CLUSTERS_PER_CATEGORY, DefendModel
+from .torch_model import DefendModel
 
 if TYPE_CHECKING:
     from anomalib.data import Batch
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from anomalib_defend.nn.distance import TeacherOutput
 
 logger = logging.getLogger(__name__)
-
-MAX_FEATURES = 10_000  # that clusters are made of: memory does not grow with the number of images
 
 
 class DenseStage(Stage):
@@ -92,28 +90,16 @@ class DistillStage(Stage):
 
     def prepare(self, run: Run, epochs: int) -> None:
         """Decide where the teacher's output is kept."""
-        if self.model.normality is not None:
-            _ = run.images.loader  # which the clusters need
         self._teacher.announce(run, epochs)
 
     def enter(self, run: Run) -> None:
         """Let the teacher see the training images once, wherever a run was resumed."""
-        model = self.model
-        if self._teacher.open(run, model.teacher, [self.arguments["feature_norm"]]):
-            self._teacher.fill(run, model.teacher, self._output)
-        if model.normality is not None and not model.normality.fitted:
-            features = run.images.features(self._pooled, "Clusters", model.teacher, MAX_FEATURES)
-            model.normality.num_clusters = CLUSTERS_PER_CATEGORY * (run.num_normal_categories or 1)
-            model.normality.fit(features)
-            logger.info("%d clusters of %d normal images.", len(model.normality.centers), len(features))
-
-    def _pooled(self, _rows: Sequence[int], batch: Batch) -> Tensor:
-        pooled = self.model.teacher_output(batch.image).pooled
-        assert pooled is not None  # noqa: S101 - for the type checker
-        return pooled
+        how = [self.arguments["feature_norm"], self.model.attention_block]
+        if self._teacher.open(run, self.model.teacher, how):
+            self._teacher.fill(run, self.model.teacher, self._output)
 
     def _output(self, batch: Batch) -> TeacherOutput:
-        return self.model.teacher_output(batch.image, guide=self.model.is_guided)
+        return self.model.teacher_output(self.model.whole(batch.image), attend=self.model.is_guided)
 
     def step(self, batch: Batch, run: Run) -> Step:
         """Loss of eq. 4."""

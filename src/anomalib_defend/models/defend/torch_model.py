@@ -22,25 +22,25 @@ from anomalib_defend.nn.distance import (
     FeatureNorm,
     TeacherOutput,
     TeacherShape,
+    attended,
     feature_distance,
     normalize_features,
 )
 from anomalib_defend.nn.masking import num_kept, sample_patches
-from anomalib_defend.nn.normality import Clusters
-from anomalib_defend.nn.score import anomaly_map
+from anomalib_defend.nn.score import map_of_views
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
+from anomalib_defend.nn.views import LAYOUTS, Box, Views, cut, needed_size
 
 from .loss import dense_loss
 
 logger = logging.getLogger(__name__)
 
 Masking = Literal["guided", "random", "none"]
-Score = Literal["distance", "prototypes"]
+Score = Literal["distance", "attended_distance"]
 
 VIEW_SCALE = (0.25, 1.0)
 CROP_SCALE = (0.1, 0.3)
 DROP_PATH_RATE = 0.1
-CLUSTERS_PER_CATEGORY = 5  # chosen with `measurements/prototypes.py`
 
 
 class DefendModel(nn.Module):
@@ -48,7 +48,7 @@ class DefendModel(nn.Module):
 
     Args:
         backbone: Name of a timm ViT, for teacher and student.
-        image_size: Height and width of the input; multiples of the patch size.
+        image_size: Height and width at which the networks see an image or a view; multiples of the patch size.
         num_prototypes: K of stage 1.
         num_tuned_blocks: Last blocks of the teacher that stage 1 trains; 0 freezes all of it (no stage 1).
         num_crops: Crops per image, n.
@@ -62,8 +62,15 @@ class DefendModel(nn.Module):
         distill_loss: Squared error, or smooth L1 (pixel variant).
         feature_norm: Compare L2-normalised tokens, or the teacher's LayerNorm-ed ones with a linear head of the
             student (pixel variant), or tokens as they are.
-        score: Of an image: the mean distance of student and teacher, or how far the teacher's [CLS] is from
-            clusters of the normal images.
+        score: Of an image: the mean over patches of the distance of student and teacher, plain, or weighted by the
+            attention of the teacher's [CLS].
+        attention_block: Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights the
+            score; the last one if ``None``.
+        views: Layout of the views at test time, whose smallest score is the image's. Images come at ``resized_size``,
+            at which the smallest view has ``image_size``; stage 1 and 2 see them whole.
+
+    Raises:
+        ValueError: If an argument does not fit the encoder; names both.
     """
 
     def __init__(
@@ -82,10 +89,14 @@ class DefendModel(nn.Module):
         distill_loss: DistillLoss = "mse",
         feature_norm: FeatureNorm = "l2",
         score: Score = "distance",
+        attention_block: int | None = None,
+        views: Views = "whole",
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.image_size: tuple[int, int] = (image_size[0], image_size[1])
+        self.boxes: tuple[Box, ...] = LAYOUTS[views]
+        self.resized_size = needed_size(self.image_size, self.boxes)
         self.num_crops = num_crops
         self.random_view = random_view
         self.hard_targets = hard_targets
@@ -93,11 +104,11 @@ class DefendModel(nn.Module):
         self.distill_layers = distill_layers
         self.distill_loss: DistillLoss = distill_loss
         self.feature_norm: FeatureNorm = feature_norm
+        self.score: Score = score
 
         self.teacher = vits.create_vit(backbone, image_size)
         self.student = vits.create_vit(backbone, image_size, drop_path_rate=DROP_PATH_RATE)
         self.head = PrototypeHead(self.teacher.embed_dim, num_prototypes)
-        self.normality = Clusters(self.teacher.embed_dim) if score == "prototypes" else None
         # the pixel variant compares un-normalised student tokens with LayerNorm-ed teacher tokens through a linear map
         dim = self.student.embed_dim
         mapped = feature_norm == "layer_norm"
@@ -116,27 +127,45 @@ class DefendModel(nn.Module):
         if any(side % patch for side, patch in zip(self.crop_size, self.patch_size, strict=True)):
             msg = f"crop_size={self.crop_size} must be a multiple of the patch size {self.patch_size} of {backbone!r}."
             raise ValueError(msg)
-        if not 0 <= num_tuned_blocks <= len(self.teacher.blocks):
-            msg = f"num_tuned_blocks={num_tuned_blocks}, but {backbone!r} has {len(self.teacher.blocks)} blocks."
-            raise ValueError(msg)
-        if not 1 <= distill_layers <= len(self.teacher.blocks):
-            msg = f"distill_layers={distill_layers}, but {backbone!r} has {len(self.teacher.blocks)} blocks."
+        blocks = len(self.teacher.blocks)
+        self.attention_block = blocks if attention_block is None else attention_block
+        for name, number, lowest in (
+            ("num_tuned_blocks", num_tuned_blocks, 0),
+            ("distill_layers", distill_layers, 1),
+            ("attention_block", self.attention_block, 1),
+        ):
+            if not lowest <= number <= blocks:
+                msg = f"{name}={number}, but {backbone!r} has {blocks} blocks: give {lowest} to {blocks}."
+                raise ValueError(msg)
+        attends = vits.has_cls_attention(self.teacher, self.attention_block)
+        if score == "attended_distance" and not attends:
+            msg = f"score={score!r}, but {backbone!r} has no [CLS] token whose attention could be read: use 'distance'."
             raise ValueError(msg)
         self.masking: Masking = masking
-        if masking == "guided" and not vits.has_cls_attention(self.teacher):
+        if masking == "guided" and not attends:
             logger.warning("%s has no [CLS] token whose attention could guide the mask: masking is random.", backbone)
             self.masking = "random"
 
         self.teacher.requires_grad_(False)
-        for block in self.teacher.blocks[len(self.teacher.blocks) - num_tuned_blocks :]:
+        for block in self.teacher.blocks[blocks - num_tuned_blocks :]:
             block.requires_grad_(True)
         self.head.requires_grad_(num_tuned_blocks > 0)
         self.reset_student()
 
+    def whole(self, images: Tensor) -> Tensor:
+        """What both stages see of images [B, 3, *resized_size]: all of each, [B, 3, *image_size].
+
+        Raises:
+            ValueError: If the images have another size.
+        """
+        self._check_size(images)
+        return cut(images, self.boxes[0], self.image_size)
+
     def _check_size(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.image_size:
+        if tuple(images.shape[-2:]) != self.resized_size:
+            views = "" if len(self.boxes) == 1 else f" and {len(self.boxes)} views, which takes {self.resized_size}"
             msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
+                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}{views}: "
                 "its pre_processor has to resize them."
             )
             raise ValueError(msg)
@@ -162,7 +191,7 @@ class DefendModel(nn.Module):
         Returns:
             The loss, and the perplexity of the prototypes' use (scalars).
         """
-        self._check_size(images)
+        images = self.whole(images)
         self.head.normalize_prototypes()
         # the view, and crops of it on the patch grid
         view = images
@@ -202,22 +231,22 @@ class DefendModel(nn.Module):
 
     @property
     def teacher_shape(self) -> TeacherShape:
-        """Numbers in ``teacher_output(guide=is_guided)`` of one image."""
+        """Numbers in ``teacher_output(attend=is_guided)`` of one image."""
         patches = self.grid[0] * self.grid[1]
         return TeacherShape(self.distill_layers, patches, self.teacher.embed_dim, attention=self.is_guided)
 
     @torch.no_grad()
-    def teacher_output(self, images: Tensor, guide: bool = False) -> TeacherOutput:
-        """One pass of the frozen teacher: features, attention to ``guide`` a mask, and what stands for the image."""
-        read = vits.patch_tokens_and_attention if guide else vits.patch_tokens
-        with vits.catch_output(self.teacher.blocks[-1]) as last:
-            output: Any = read(
-                self.teacher, images, num_layers=self.distill_layers, final_norm=self.feature_norm != "layer_norm"
+    def teacher_output(self, images: Tensor, attend: bool = False) -> TeacherOutput:
+        """One pass of the frozen teacher: features and, to guide a mask or weight the score, its [CLS] attention."""
+        how: Any = {"num_layers": self.distill_layers, "final_norm": self.feature_norm != "layer_norm"}
+        attention = None
+        if attend:
+            layers, attention = vits.patch_tokens_and_attention(
+                self.teacher, images, attention_block=self.attention_block, **how
             )
-        layers, attention = output if guide else (output, None)
-        layers = [normalize_features(tokens, self.feature_norm) for tokens in layers]
-        pooled = None if self.normality is None else vits.pooled(self.teacher, last[0])
-        return TeacherOutput(layers, attention, pooled)
+        else:
+            layers = vits.patch_tokens(self.teacher, images, **how)
+        return TeacherOutput([normalize_features(tokens, self.feature_norm) for tokens in layers], attention)
 
     def student_layers(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """The student's comparable tokens S' of the last blocks, each [B, N or M, D]."""
@@ -246,8 +275,8 @@ class DefendModel(nn.Module):
             images: [B, 3, H, W].
             teacher: What the teacher makes of them, if it is known already.
         """
-        self._check_size(images)
-        teacher = teacher or self.teacher_output(images, guide=self.is_guided)
+        images = self.whole(images)
+        teacher = teacher or self.teacher_output(images, attend=self.is_guided)
         keep = self.sample_keep(teacher)
         losses = []
         for student, target in zip(self.student_layers(images, keep), teacher.layers, strict=True):
@@ -260,25 +289,35 @@ class DefendModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score (higher is more novel) and map, without masking.
 
-        The score is the mean over patches of the distance that the map shows, or the distance to the clusters.
+        The score is the mean over patches of what the map shows: the distance of student and teacher or, for an
+        attended distance, that distance times the patch's share in the teacher's attention, 1 in the mean. Of several
+        views the smallest score counts, and at each pixel of the map the smallest distance.
 
         Args:
-            images: [B, 3, H, W], resized to ``image_size`` and normalised.
+            images: [B, 3, H, W], resized to ``resized_size`` and normalised.
 
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, H, W], not scaled.
         """
         self._check_size(images)
-        teacher = self.teacher_output(images)
+        views = (cut(images, box, self.image_size) for box in self.boxes)
+        if torch.compiler.is_compiling():  # in an exported model the networks are there once, and see all views
+            distances = self.distances(torch.cat(list(views))).unflatten(0, (len(self.boxes), -1))
+        else:  # memory does not grow with the number of views
+            distances = torch.stack([self.distances(view) for view in views])
+        return InferenceBatch(
+            pred_score=distances.mean(dim=2).amin(dim=0),
+            anomaly_map=map_of_views(distances, self.boxes, self.grid, self.resized_size),
+        )
+
+    def distances(self, images: Tensor) -> Tensor:
+        """What the map shows of each patch of images [B, 3, *image_size]: [B, N]."""
+        teacher = self.teacher_output(images, attend=self.score == "attended_distance")
         distances = [
             feature_distance(student, target, self.distill_loss)
             for student, target in zip(self.student_layers(images), teacher.layers, strict=True)
         ]
         per_patch = torch.stack(distances).mean(dim=0)
-        score = per_patch.mean(dim=1)
-        if self.normality is not None:
-            score = self.normality(teacher.pooled)
-        return InferenceBatch(
-            pred_score=score,
-            anomaly_map=anomaly_map(per_patch, self.grid, self.image_size),
-        )
+        if teacher.attention is not None:
+            per_patch = attended(per_patch, teacher.attention)
+        return per_patch
