@@ -1,6 +1,7 @@
 """What every model of this package holds to; a new one joins by a line in `every_model.py`."""
 
 import copy
+import inspect
 import json
 import os
 import pickle
@@ -27,6 +28,7 @@ from anomalib_defend.decision import Calibration, calibration_path, p_value
 from anomalib_defend.models.components.checkpoints import MODEL_KEY
 from anomalib_defend.models.components.normal_images import NormalImages
 from anomalib_defend.nn import dense_prototypes
+from anomalib_defend.post_processing import NormalQuantilePostProcessor
 
 HERE = Path(__file__).parent
 OLD = HERE / "version_0_1"
@@ -452,6 +454,21 @@ def test_an_exported_model_trains_as_a_fresh_one(fitted, exported, tmp_path):
     model = exported[0]
     make_engine(tmp_path).fit(model, datamodule=fitted.data)
     assert not differing(fitted.state, state_of(model))
+
+
+def test_an_export_has_the_threshold_that_was_asked_for_beside_the_checkpoint(fitted, tmp_path):
+    """anomalib's command builds the model that its options say, drops it, and loads another from the checkpoint."""
+    if "post_processor" not in inspect.signature(fitted.row.model).parameters:
+        pytest.skip("takes no post-processor")
+    asked = fitted.row.build()
+    asked.post_processor = NormalQuantilePostProcessor(target_fpr=0.4)  # as --model.target_fpr makes it
+    expected = fitted.load().post_processor.calibration.moved(0.4)
+    file = make_engine(tmp_path).export(asked, "torch", tmp_path, ckpt_path=fitted.ckpt)
+    assert Calibration.load(calibration_path(file)) == expected
+    assert torch.load(file, weights_only=False)["model"].post_processor.calibration == expected
+    assert asked.post_processor.calibration is None  # it was copied
+    file = make_engine(tmp_path).export(fitted.row.build(), "torch", tmp_path, ckpt_path=fitted.ckpt)
+    assert Calibration.load(calibration_path(file)) == fitted.load().post_processor.calibration
 
 
 # ----------------------------------------------------------------------------------------- processes of their own
