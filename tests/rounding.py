@@ -1,4 +1,4 @@
-"""How far two ways to compute the same numbers in float32 may be apart: it follows from the arithmetic, on any processor.
+"""How far two ways to compute the same numbers in float32 may be apart: it follows from the arithmetic alone.
 
 Another batch size, another instruction set or another number of threads sums in another order.
 """
@@ -12,4 +12,4 @@ def rounding(operations: int, largest: float = 1.0) -> float:
 
 
 A_SHARE_OF_ADAMS_STEP = 0.1
-"""Adam divides a gradient by its size: where it is nothing but rounding (an attention's key bias), that moves weights."""
+"""Adam divides a gradient by its size: where it is all rounding (an attention's key bias), that moves weights."""

@@ -20,6 +20,7 @@ import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import InferenceBatch
 from anomalib.models import get_model, list_models
+from calls import CALLS
 from every_model import ROWS, SMALL_HEAD, At, Row, checkpoints, differing, make_data, make_engine, run, state_of, stop
 from torchvision.transforms import v2
 
@@ -30,8 +31,7 @@ from anomalib_defend.models.components.normal_images import NormalImages
 from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
 
-HERE = Path(__file__).parent
-OLD = HERE / "version_0_1"
+OLD = Path(__file__).parent / "version_0_1"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -219,41 +219,7 @@ def test_same_seed_same_bits(fitted, used):
     assert not differing(fitted.state, used[1])
 
 
-def nothing(_model, _folder, _data) -> None:
-    pass
-
-
-def evaluation_mode(model, _folder, _data) -> None:
-    model.eval()
-
-
-def torch_export(model, folder, _data) -> None:
-    model.to_torch(folder / "export")
-
-
-def test_and_predict(model, folder, data) -> None:
-    make_engine(folder / "test").test(model, datamodule=data, verbose=False)
-    make_engine(folder / "predict").predict(model, datamodule=data)
-
-
-test_and_predict.__test__ = False  # type: ignore[attr-defined]
-
-
-def interrupted_fit(model, folder, data) -> None:
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        make_engine(folder / "stopped", callbacks=[At(0, stop)]).fit(model, datamodule=data)
-
-
-def refused_fit(model, folder, data) -> None:
-    foreign = next(file for file in OLD.glob("*.ckpt") if not file.name.startswith(type(model).__name__.lower()))
-    with pytest.raises(ValueError, match=r"not a checkpoint of|does not fit anomalib-defend"):
-        make_engine(folder / "refused").fit(model, datamodule=data, ckpt_path=foreign)
-
-
-BETWEEN = (nothing, evaluation_mode, torch_export, test_and_predict, interrupted_fit, refused_fit)
-
-
-@pytest.mark.parametrize("between", BETWEEN, ids=lambda between: between.__name__)
+@pytest.mark.parametrize("between", CALLS, ids=lambda between: between.__name__)
 def test_nothing_between_two_fits_changes_the_second(fitted, used, between, tmp_path):
     model, _ = used
     between(model, tmp_path, fitted.data)
@@ -450,6 +416,22 @@ def test_exports_give_the_engines_predictions(fitted, exported, tmp_path):
     assert_same(predict(torch.load(torch_file, weights_only=False)["model"], fitted.images), expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (1000, 1000), (1, 1)], ids=str)
+def test_no_whole_number_of_an_export_needs_more_than_32_bits(exported, shape):
+    """OpenVINO's CPU plugin computes int64 as int32; they are sums of powers of either side, largest at its end."""
+    pytest.importorskip("onnxruntime")
+    from integers import largest_integer, outputs
+
+    _, _, onnx, _ = exported
+    images = np.random.default_rng(0).random((1, 3, *shape), dtype=np.float32)
+    found = outputs(onnx, images)
+    assert np.isfinite(found["pred_score"]).all()
+    largest = largest_integer(found)
+    assert max(shape) <= largest < 2**31
+    if shape == (1000, 1000):  # there is no product of both
+        assert largest < 1000 * 1000
+
+
 def test_an_exported_model_trains_as_a_fresh_one(fitted, exported, tmp_path):
     model = exported[0]
     make_engine(tmp_path).fit(model, datamodule=fitted.data)
@@ -494,7 +476,7 @@ def test_two_processes_agree(fitted, tmp_path):
     assert first["trained_steps"].all()
     if not fitted.trains:  # nothing but a pass over the normal images: as in one process
         for name, value in fitted.state.items():
-            torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+            torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
     model = fitted.row.model.load_from_checkpoint(checkpoints(tmp_path)[-1]).eval()
     if hasattr(model.model, "encode"):  # what all processes have seen of the normal images, seen by one
         images = fitted.data
