@@ -359,7 +359,7 @@ def test_an_untrained_model_is_refused(fitted, tmp_path):
     model = fitted.row.build()
     with pytest.raises(RuntimeError, match=r"Cannot score images: this .* has not been trained"):
         predict(model, fitted.images)
-    for action in ("test", "predict"):
+    for action in ("validate", "test", "predict"):
         with pytest.raises(RuntimeError, match=f"Cannot {action}: this .* has not been trained"):
             getattr(make_engine(tmp_path), action)(model, datamodule=fitted.data)
     for export in (model.to_torch, model.to_onnx, model.to_openvino):

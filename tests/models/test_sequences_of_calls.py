@@ -27,7 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fresh(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """What a fresh model of each kind ends with."""
-    return {name: fitted(row.build(), folder) for name, row in MODELS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anomalib_defend.nn.dense_prototypes.HIDDEN_DIM", 32)  # as in the tests
+        return {name: fitted(row.build(), folder) for name, row in MODELS.items()}
 
 
 def fitted(model, folder: Path):

@@ -25,6 +25,7 @@ def test_the_validation_score_is_the_mean_of_the_normal_images(processes: int, b
         loader = DataLoader(dataset, batch_size, sampler=sampler)
         model = SimpleNamespace(
             _order=DataOrder(),
+            _is_fitting=True,
             trainer=SimpleNamespace(val_dataloaders=loader),
             predict_step=lambda batch: batch,
             log=lambda name, mean, batch_size, **_: logged.append((mean.item() * batch_size, batch_size)),

@@ -53,8 +53,10 @@ class Evaluation(Training):
         return ""
 
     def on_validation_epoch_start(self) -> None:
-        """Count the images from the first one."""
+        """Count the images from the first one; refuse an untrained model, but for that of a training."""
         self._order.start()
+        if not self._is_fitting:
+            self.require_training("validate")
 
     def validation_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """Score a batch and log the mean score of the normal validation images, each once, as ``val_score``."""
