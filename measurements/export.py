@@ -55,11 +55,25 @@ def openvino_scores(xml: Path, paths: list[str], config: dict[str, str]) -> Scor
     return Scores(*(np.concatenate([r[name].reshape(-1) for r in results]) for name in ("pred_score", "pred_label")))
 
 
+def batch_difference(xml: Path, paths: list[str], config: dict[str, str]) -> float:
+    """Largest difference between scores in a batch of 32 and one by one; files are cut to the smallest one's sides."""
+    import openvino  # noqa: PLC0415 - optional extra
+
+    compiled = openvino.Core().compile_model(xml, "CPU", config)
+    images = [read_image(path, as_tensor=True).numpy() for path in paths[:32]]
+    height, width = (min(image.shape[axis] for image in images) for axis in (1, 2))
+    batch = np.stack([image[:, :height, :width] for image in images])
+    together = np.array(compiled(batch)["pred_score"]).reshape(-1)
+    alone = np.concatenate([np.array(compiled(image[None])["pred_score"]).reshape(-1) for image in batch])
+    return float(np.abs(together - alone).max())
+
+
 def compare(ckpt: Path, data: SemanticVOC, count: int, variants: list[str]) -> list[dict[str, Any]]:
     """Export the checkpoint in each variant and compare it with the engine on ``count`` test images.
 
     Returns:
-        Per variant: largest difference of the raw score, share of labels that differ, rank correlation, AUROC.
+        Per variant: largest difference of the raw score, share of labels that differ, rank correlation, AUROC, largest
+        difference between scores of a batch and one by one.
     """
     model = Defend.load_from_checkpoint(ckpt, map_location="cpu")
     model.post_processor.enable_normalization = False  # raw scores, labels by the same threshold
@@ -83,6 +97,7 @@ def compare(ckpt: Path, data: SemanticVOC, count: int, variants: list[str]) -> l
                     "labels_flipped": int((scores.novel != engine.novel).sum()),
                     "rank_correlation": float(spearmanr(scores.raw, engine.raw).statistic),
                     "auroc": roc_auc_score(labels, scores.raw),
+                    "batch_difference": batch_difference(xml, paths, config),
                 }
             )
     return rows

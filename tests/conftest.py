@@ -18,7 +18,7 @@ settings.register_profile("thorough", max_examples=500, deadline=None, derandomi
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # the models are tiny: threads that wait for each other on a busy machine cost more than they bring
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

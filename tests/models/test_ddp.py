@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import anomalib_defend
+from rounding import A_SHARE_OF_ADAMS_STEP
 
 SCRIPT = """
 import os, sys, torch
@@ -88,6 +89,7 @@ def test_two_processes_agree_and_resume(train, tmp_path, strategy, dense_epochs)
 
 @pytest.mark.slow
 def test_processes_share_the_cache_of_the_teacher_and_train_as_without(train, tmp_path):
+    atol = A_SHARE_OF_ADAMS_STEP * 1e-3
     without = train("ddp", 0, cache="off")
     assert [rank["computed"].item() for rank in without] == [10, 10]  # 2 epochs of 5 images: one image twice
     for cache in ("ram", "disk"):
@@ -96,5 +98,5 @@ def test_processes_share_the_cache_of_the_teacher_and_train_as_without(train, tm
         for with_cache, expected in zip(ranks, without, strict=True):
             del with_cache["computed"]
             for name, value in with_cache.items():
-                torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+                torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=atol, equal_nan=True, msg=name)
     assert not list(tmp_path.rglob("teacher_cache"))

@@ -1,6 +1,7 @@
 """What every model of this package holds to; a new one joins by a line in `every_model.py`."""
 
 import copy
+import inspect
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import InferenceBatch
 from anomalib.models import get_model, list_models
+from calls import CALLS
 from every_model import (
     ROWS,
     SMALL_HEAD,
@@ -41,10 +43,14 @@ from anomalib_defend.decision import Calibration, calibration_path, p_value
 from anomalib_defend.models.components.checkpoints import MODEL_KEY
 from anomalib_defend.models.components.normal_images import NormalImages
 from anomalib_defend.nn import dense_prototypes
+from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from forked import run, run_ranks, start, wait
+from rounding import rounding
 
-HERE = Path(__file__).parent
-OLD = HERE / "version_0_1"
+OLD = Path(__file__).parent / "version_0_1"
+
+
+BF16 = 0.03  # numbers of 8 bits in a few layers that are not trained; docs/measurements.md has trained ones
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -232,41 +238,7 @@ def test_same_seed_same_bits(fitted, used):
     assert not differing(fitted.state, used[1])
 
 
-def nothing(_model, _folder, _data) -> None:
-    pass
-
-
-def evaluation_mode(model, _folder, _data) -> None:
-    model.eval()
-
-
-def torch_export(model, folder, _data) -> None:
-    model.to_torch(folder / "export")
-
-
-def test_and_predict(model, folder, data) -> None:
-    make_engine(folder / "test").test(model, datamodule=data, verbose=False)
-    make_engine(folder / "predict").predict(model, datamodule=data)
-
-
-test_and_predict.__test__ = False  # type: ignore[attr-defined]
-
-
-def interrupted_fit(model, folder, data) -> None:
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        make_engine(folder / "stopped", callbacks=[At(0, stop)]).fit(model, datamodule=data)
-
-
-def refused_fit(model, folder, data) -> None:
-    foreign = next(file for file in OLD.glob("*.ckpt") if not file.name.startswith(type(model).__name__.lower()))
-    with pytest.raises(ValueError, match=r"not a checkpoint of|does not fit anomalib-defend"):
-        make_engine(folder / "refused").fit(model, datamodule=data, ckpt_path=foreign)
-
-
-BETWEEN = (nothing, evaluation_mode, torch_export, test_and_predict, interrupted_fit, refused_fit)
-
-
-@pytest.mark.parametrize("between", BETWEEN, ids=lambda between: between.__name__)
+@pytest.mark.parametrize("between", CALLS, ids=lambda between: between.__name__)
 def test_nothing_between_two_fits_changes_the_second(fitted, used, between, tmp_path):
     model, _ = used
     between(model, tmp_path, fitted.data)
@@ -402,7 +374,7 @@ def test_an_untrained_model_is_refused(fitted, tmp_path):
     model = fitted.row.build()
     with pytest.raises(RuntimeError, match=r"Cannot score images: this .* has not been trained"):
         predict(model, fitted.images)
-    for action in ("test", "predict"):
+    for action in ("validate", "test", "predict"):
         with pytest.raises(RuntimeError, match=f"Cannot {action}: this .* has not been trained"):
             getattr(make_engine(tmp_path), action)(model, datamodule=fitted.data)
     for export in (model.to_torch, model.to_onnx, model.to_openvino):
@@ -422,12 +394,16 @@ onnx, xml, images, out = sys.argv[1:]
 images = np.load(images)
 session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
 names, feed = [output.name for output in session.get_outputs()], session.get_inputs()[0].name
-compiled = openvino.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-runtimes = {
-    "onnx": lambda batch: dict(zip(names, session.run(names, {feed: batch}))),
-    "openvino": lambda batch: {output.get_any_name(): value for output, value in compiled(batch).items()},
-}
-results = {}
+def compile(**config):
+    compiled = openvino.Core().compile_model(xml, "CPU", config)
+    bits = compiled.get_property("INFERENCE_PRECISION_HINT").bitwidth
+    return bits, lambda batch: {output.get_any_name(): value for output, value in compiled(batch).items()}
+
+_, exact = compile(INFERENCE_PRECISION_HINT="f32")
+bits, default = compile()
+onnx_runtime = lambda batch: dict(zip(names, session.run(names, {feed: batch})))
+runtimes = {"onnx": onnx_runtime, "openvino": exact, "default": default}
+results = {"bits": bits}
 for runtime, run in runtimes.items():
     for how, batches in {"together": [images], "alone": np.split(images, len(images))}.items():
         outputs = [{name: np.array(value) for name, value in run(batch).items()} for batch in batches]
@@ -461,12 +437,47 @@ def test_exports_give_the_engines_predictions(fitted, exported, tmp_path):
             maps = results[f"{what} anomaly_map"].reshape(expected.anomaly_map.shape)
             np.testing.assert_allclose(maps, expected.anomaly_map.numpy(), atol=2e-5, err_msg=what)
     assert_same(predict(torch.load(torch_file, weights_only=False)["model"], fitted.images), expected)
+    # what the other images of a batch change: nothing but the order of sums, or what docs/measurements.md says of bf16
+    for runtime, exact in (("onnx", True), ("openvino", True), ("default", results["bits"] == 32)):
+        together, alone = (results[f"{runtime} {how} pred_score"].reshape(-1) for how in ("together", "alone"))
+        np.testing.assert_allclose(together, alone, rtol=0, atol=rounding(24) if exact else BF16, err_msg=runtime)
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (1000, 1000), (1, 1)], ids=str)
+def test_no_whole_number_of_an_export_needs_more_than_32_bits(exported, shape):
+    """OpenVINO's CPU plugin computes int64 as int32; they are sums of powers of either side, largest at its end."""
+    pytest.importorskip("onnxruntime")
+    from integers import largest_integer, outputs
+
+    _, _, onnx, _ = exported
+    images = np.random.default_rng(0).random((1, 3, *shape), dtype=np.float32)
+    found = outputs(onnx, images)
+    assert np.isfinite(found["pred_score"]).all()
+    largest = largest_integer(found)
+    assert max(shape) <= largest < 2**31
+    if shape == (1000, 1000):  # there is no product of both
+        assert largest < 1000 * 1000
 
 
 def test_an_exported_model_trains_as_a_fresh_one(fitted, exported, tmp_path):
     model = exported[0]
     make_engine(tmp_path).fit(model, datamodule=fitted.data)
     assert not differing(fitted.state, state_of(model))
+
+
+def test_an_export_has_the_threshold_that_was_asked_for_beside_the_checkpoint(fitted, tmp_path):
+    """anomalib's command builds the model that its options say, drops it, and loads another from the checkpoint."""
+    if "post_processor" not in inspect.signature(fitted.row.model).parameters:
+        pytest.skip("takes no post-processor")
+    asked = fitted.row.build()
+    asked.post_processor = NormalQuantilePostProcessor(target_fpr=0.4)  # as --model.target_fpr makes it
+    expected = fitted.load().post_processor.calibration.moved(0.4)
+    file = make_engine(tmp_path).export(asked, "torch", tmp_path, ckpt_path=fitted.ckpt)
+    assert Calibration.load(calibration_path(file)) == expected
+    assert torch.load(file, weights_only=False)["model"].post_processor.calibration == expected
+    assert asked.post_processor.calibration is None  # it was copied
+    file = make_engine(tmp_path).export(fitted.row.build(), "torch", tmp_path, ckpt_path=fitted.ckpt)
+    assert Calibration.load(calibration_path(file)) == fitted.load().post_processor.calibration
 
 
 # ----------------------------------------------------------------------------------------- processes of their own
@@ -490,7 +501,7 @@ def test_two_processes_agree(fitted, tmp_path):
     assert first["trained_steps"].all()
     if not fitted.trains:  # nothing but a pass over the normal images: as in one process
         for name, value in fitted.state.items():
-            torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6, equal_nan=True, msg=name)
+            torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
     model = fitted.row.model.load_from_checkpoint(checkpoints(tmp_path)[-1]).eval()
     if hasattr(model.model, "encode"):  # what all processes have seen of the normal images, seen by one
         images = fitted.data

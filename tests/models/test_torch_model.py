@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from anomalib_defend.models.defend import torch_model
 from anomalib_defend.models.defend.torch_model import DefendModel, TeacherOutput
 from anomalib_defend.nn import vit as vits
+from rounding import rounding
 
 TINY = "vit_digits_patch8_96"  # 6 blocks of width 96, patches of 8 x 8 pixels
 SIZE = (32, 48)
@@ -333,10 +334,10 @@ def test_the_block_guides_the_mask_and_the_last_one_is_the_default(images):
 def test_scores_do_not_depend_on_the_batch(images, options):
     model = build(**options).eval()
     whole = model(images)
-    order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(model(images[order]).pred_score, whole.pred_score[order], atol=1e-6, rtol=1e-6)
+    order, atol = torch.tensor([2, 0, 3, 1]), rounding(12, largest=4)  # layers, distances
+    torch.testing.assert_close(model(images[order]).pred_score, whole.pred_score[order], atol=atol, rtol=0)
     alone = torch.cat([model(image[None]).pred_score for image in images])
-    torch.testing.assert_close(alone, whole.pred_score, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(alone, whole.pred_score, atol=atol, rtol=0)
     assert torch.equal(model(images).pred_score, whole.pred_score)  # nothing is drawn
 
 

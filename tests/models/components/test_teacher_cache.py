@@ -19,6 +19,7 @@ from anomalib_defend.models.components.teacher_cache import (
 )
 from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.nn.distance import TeacherOutput, TeacherShape
+from rounding import A_SHARE_OF_ADAMS_STEP, rounding
 
 PATHS = [f"{index}.png" for index in range(5)]
 CPU = torch.device("cpu")
@@ -242,8 +243,8 @@ def test_a_float32_cache_changes_nothing_but_the_number_of_teacher_passes(
     if not options:  # guided
         assert without == 3 * IMAGES
         assert computed == [4, 4, 1]
-    torch.testing.assert_close(record.losses, expected.losses, rtol=1e-5, atol=1e-7)
-    assert_same_weights(model, plain, 1e-5)
+    torch.testing.assert_close(record.losses, expected.losses, rtol=rounding(200), atol=0)  # layers, there and back
+    assert_same_weights(model, plain, A_SHARE_OF_ADAMS_STEP * model.hparams.student_lr)
     assert not record.names  # in RAM, it has no name
     assert not files(tmp_path)  # on disk, it is removed at the end
 

@@ -224,16 +224,24 @@ def _reason(error: Exception) -> str:
 class LastEpoch(Checkpoint):
     """Save every finished epoch to ``last.ckpt`` where no other checkpoint callback has, to resume from.
 
-    Others keep the best epoch alone, save after a validation alone (``check_val_every_n_epoch``), or weights alone.
+    Others keep the best epoch alone, save after a validation alone (``check_val_every_n_epoch``), weights alone, or
+    after a step, before the epoch's threshold is there (``every_n_train_steps``, ``train_time_interval``).
     """
 
     def __init__(self) -> None:
         self._path: Path | None = None
+        self._early: list[Checkpoint] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_args: object) -> None:
+        """Remember who has saved already, and will not again: validation and the end of the epoch change the model."""
+        del pl_module
+        self._early = [item for item in trainer.checkpoint_callbacks if _has_saved(item, trainer)]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, after validation, early stopping and the other callbacks."""
         del pl_module
-        if trainer.fast_dev_run or any(_has_saved(item, trainer) for item in trainer.checkpoint_callbacks):
+        in_time = (item for item in trainer.checkpoint_callbacks if item not in self._early)
+        if trainer.fast_dev_run or any(_has_saved(item, trainer) for item in in_time):
             return
         if self._path is None:
             self._path = trainer.strategy.broadcast(_unused(Path(trainer.default_root_dir) / "weights" / "lightning"))
@@ -242,7 +250,7 @@ class LastEpoch(Checkpoint):
 
 
 def _has_saved(callback: Checkpoint, trainer: Trainer) -> bool:
-    """Whether a callback keeps the epoch that has just ended, as a file that a training can go on from."""
+    """Whether a callback keeps the last step, in a file that a training can go on from."""
     if not isinstance(callback, ModelCheckpoint) or callback.save_weights_only:
         return False
     return callback._last_global_step_saved == trainer.global_step and bool(callback._last_checkpoint_saved)

@@ -17,6 +17,7 @@ from anomalib_defend.nn.normality import Normality
 from anomalib_defend.post_processing import (
     NormalQuantilePostProcessor,
 )
+from anomalib_defend.post_processing.processes import DataOrder
 from anomalib_defend.pre_processing import ResizeNormalize
 
 from .arguments import as_pair
@@ -95,6 +96,7 @@ class Contract(AnomalibModule if TYPE_CHECKING else object):  # type: ignore[mis
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.register_buffer("trained_steps", torch.zeros(len(self.stage_names), dtype=torch.long))  # of each stage
         self._guard, self._runner, self._first_epoch = LossGuard(), StageRunner(), 0
+        self._order = DataOrder()
 
     @staticmethod
     def input_data(backbone: str, image_size: tuple[int, int] | int | None) -> DataConfig:

@@ -58,10 +58,19 @@ class Evaluation(Training):
         """A sentence on what the heat map shows, where it is another quantity than the score; pictures have it."""
         return ""
 
-    def validation_step(self, batch: Batch, *_args: object, **_kwargs: object) -> STEP_OUTPUT:
-        """Score a batch and log the mean score of the normal validation images as ``val_score``."""
+    def on_validation_epoch_start(self) -> None:
+        """Count the images from the first one; refuse an untrained model, but for that of a training."""
+        self._order.start()
+        if not self._is_fitting:
+            self.require_training("validate")
+
+    def validation_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """Score a batch and log the mean score of the normal validation images, each once, as ``val_score``."""
+        del batch_idx
         batch = self.predict_step(batch)
+        is_own = self._order.keep_once(batch, self.trainer.val_dataloaders, dataloader_idx)
         normal = batch.pred_score if batch.gt_label is None else batch.pred_score[~batch.gt_label.bool()]
+        normal = normal if is_own else normal[:0]
         mean = normal.sum() / max(1, len(normal))
         self.log("val_score", mean, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(normal))
         return batch

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from anomalib.engine import Engine
 from torch.utils.data import DataLoader, Subset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from anomalib.data import AnomalibDataModule, AnomalibDataset
     from openvino import Model
@@ -55,6 +58,25 @@ def complete_export(root: Path) -> Iterator[Path]:
             target = root / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
+
+
+def given_to_export(caller: FrameType | None) -> dict[str, Any]:
+    """The components of the model that ``Engine.export`` was given beside a checkpoint, as arguments.
+
+    The engine loads another model from the checkpoint and drops this one, and with it what the command line said of
+    the threshold; a test or a prediction keeps it. Nothing but the engine's own frame knows it.
+
+    Args:
+        caller: The frame of the function that loads a checkpoint.
+
+    Returns:
+        Copies of pre- and post-processor, by the name of their argument; nothing if the caller is another one.
+    """
+    if caller is None or caller.f_code is not Engine.export.__code__:
+        return {}
+    model = caller.f_locals["model"]
+    parts = {name: getattr(model, name) for name in ("pre_processor", "post_processor")}
+    return {name: copy.deepcopy(part) for name, part in parts.items() if part is not None}
 
 
 def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Model:

@@ -33,7 +33,7 @@ from .checkpoints import (
     verify_shapes,
 )
 from .evaluation import Evaluation
-from .export import calibration_images, complete_export, quantize
+from .export import calibration_images, complete_export, given_to_export, quantize
 from .guard import check_weights
 from .training import PLACEHOLDER
 
@@ -141,13 +141,16 @@ class NoveltyDetectorMixin(Evaluation):
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:
         """As in every anomalib model; a file that is no checkpoint is named.
 
+        For ``Engine.export`` the components are those of the model that it was given, as for a test or a prediction.
+
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it is not a checkpoint of this model and version, is damaged, or holds code.
         """
         if "://" not in str(checkpoint_path):
             cls._verify_content(read_checkpoint(checkpoint_path, mmap=True))  # it is built from the arguments in it
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        given = given_to_export(inspect.currentframe().f_back)  # type: ignore[union-attr] # there is a frame in CPython
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**given, **kwargs})
 
     def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does; an untrained model is refused."""

@@ -105,8 +105,9 @@ class StageRunner(Callback):
 
         Raises:
             RuntimeError: If the trainer has finished another training.
-            ValueError: If its strategy cannot train several stages.
+            ValueError: If its limits leave nothing to train, or its strategy cannot train several stages.
         """
+        refuse_to_train_nothing(trainer)
         if trainer.ckpt_path is None and trainer.current_epoch > 0:
             msg = "This engine has finished its training: use a new Engine, or resume with ckpt_path and more epochs."
             raise RuntimeError(msg)
@@ -292,6 +293,19 @@ class StageRunner(Callback):
             for stage in self.stages:
                 stage.close(self._run, failed)
             self._run = None
+
+
+def refuse_to_train_nothing(trainer: Trainer) -> None:
+    """Lightning would end such a run at once, without a checkpoint and without a word.
+
+    Raises:
+        ValueError: If a limit of the trainer is 0, or all of its time is over.
+    """
+    limits = [name for name in ("limit_train_batches", "max_epochs", "max_steps") if getattr(trainer, name) == 0]
+    reasons = [f"trainer.{name}=0" for name in limits] + ["trainer.max_time, which is over,"] * trainer.should_stop
+    if reasons:
+        msg = f"{reasons[0]} leaves nothing to train: leave it out, or raise it."
+        raise ValueError(msg)
 
 
 def check_max_epochs(max_epochs: int | None, lengths: Mapping[str, int], first_epoch: int = 0) -> int:
