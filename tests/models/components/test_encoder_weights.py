@@ -51,6 +51,15 @@ def test_half_precision_with_a_classifier_loads_as_float32(source, tmp_path):
     assert_same_weights(vit, {key: value.float() for key, value in half.items()})
 
 
+@pytest.mark.parametrize(("name", "classifier"), [("resnet18", "fc"), ("mobilenetv3_small_050", "classifier")])
+def test_the_classifier_of_a_convolutional_encoder_is_dropped(tmp_path, name, classifier):
+    whole, encoder = timm.create_model(name), timm.create_model(name, num_classes=0)
+    assert f"{classifier}.weight" in whole.state_dict()
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    load_weights(encoder, tmp_path / "whole.safetensors")
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in encoder.state_dict().items())
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
 def test_a_pth_file_loads(source, tmp_path, wrap):
     torch.save(wrap(source.state_dict()), tmp_path / "weights.pth")

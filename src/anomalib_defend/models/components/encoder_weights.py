@@ -16,7 +16,15 @@ from torch import Tensor
 
 from .checkpoints import MODEL_KEY, read_checkpoint
 
-CLASSIFIER_PREFIXES = ("head.", "head_dist.", "fc_head.", "pre_logits.", "attn_pool.")
+CLASSIFIER_PREFIXES = (
+    "head.",
+    "head_dist.",
+    "fc_head.",
+    "pre_logits.",
+    "attn_pool.",
+    "classifier.",
+    "fc.",
+)  # CNNs, too
 TEACHER = "model.teacher."  # what stage 1 of `Defend` tunes; the encoders of other models are timm's
 
 
