@@ -38,7 +38,7 @@ OPTIONS: dict[str, list[Any]] = {
     "check_val_every_n_epoch": [2, 3, 7, None],
     "val_check_interval": [0.5, 1, 2, 0.25],
     "limit_train_batches": [1, 0.5, 0],
-    "limit_val_batches": [0, 1, 5],
+    "limit_val_batches": [0, 1, 5, 0.5],
     "limit_test_batches": [0],
     "max_time": ["00:00:00:00", {"milliseconds": 1}, {"milliseconds": 30}, {"hours": 1}],
     "max_steps": [0, 1, 2, 3, 100],

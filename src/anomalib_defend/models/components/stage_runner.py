@@ -132,6 +132,7 @@ class StageRunner(Callback):
         Raises:
             ValueError: If the trainer's limit of epochs does not fit, or a stage lacks what it needs.
         """
+        check_validation_limit(trainer)
         self._run = run = Run(trainer, pl_module, self._most_images(trainer))
         loop = trainer.fit_loop
         self._change(trainer, "max_epochs", loop.max_epochs)
@@ -306,6 +307,18 @@ def refuse_to_train_nothing(trainer: Trainer) -> None:
     if reasons:
         msg = f"{reasons[0]} leaves nothing to train: leave it out, or raise it."
         raise ValueError(msg)
+
+
+def check_validation_limit(trainer: Trainer) -> None:
+    """Lightning refuses a share of less than one batch in the first epoch that is validated, however late that is.
+
+    Raises:
+        MisconfigurationException: Lightning's own, before the first step.
+    """
+    if trainer.enable_validation and trainer.val_dataloaders is None:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
 
 
 def check_max_epochs(max_epochs: int | None, lengths: Mapping[str, int], first_epoch: int = 0) -> int:
