@@ -6,15 +6,17 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from timm.models import vgg16
 
 import encoders
 from anomalib_defend import KDAD
 from anomalib_defend.models.components import NoveltyDetectorMixin
+from anomalib_defend.models.components.encoder_weights import load_weights
 from anomalib_defend.models.kdad.loss import gradient_map
 from anomalib_defend.models.kdad.torch_model import VggForm, VitForm
+from anomalib_defend.nn.encoder import create_encoder
 from anomalib_defend.nn.vgg import slim_copy
 
 SIZE = (32, 40)
@@ -126,7 +128,7 @@ def test_the_maps_extremes_are_clipped_and_smoothed():
 
 def test_the_cloner_is_the_papers():
     with torch.device("meta"):
-        cloner = slim_copy(vgg16(num_classes=0))
+        cloner = slim_copy(timm.create_model("vgg16", num_classes=0))
     convolutions = [layer for layer in cloner if isinstance(layer, torch.nn.Conv2d)]
     widths = [16, 16, 16, 128, 16, 16, 256, 16, 16, 512, 16, 16, 512]
     assert [layer.out_channels for layer in convolutions] == widths
@@ -232,3 +234,13 @@ def test_an_export_says_that_it_has_no_map(monkeypatch, caplog, tmp_path):
     assert drawn == [False]
     assert model.model._draws_map
     assert "depends on each pixel" in model.map_note
+
+
+def test_weights_of_a_whole_vgg_are_taken(tmp_path):
+    """Its fully connected layers are left out where the teacher has none, and only there."""
+    whole = timm.create_model(encoders.MINIATURE_VGG, num_classes=2)
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    for encoder in (VggForm(encoders.MINIATURE_VGG, SIZE).teacher, create_encoder(encoders.MINIATURE_VGG, SIZE)):
+        load_weights(encoder, tmp_path / "weights.pth")
+        for name, value in encoder.state_dict().items():
+            assert torch.equal(value, whole.state_dict()[name]), name

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anomalib_defend.models.components.run import Run
 
 HALVINGS = [10, 20]  # epochs of the ViT form
-EPOCHS = {True: 10, False: 200}  # of the ViT form, and of the VGG form (the paper's for CIFAR-10)
+VIT_EPOCHS, VGG_EPOCHS = 10, 200  # the latter the paper's for CIFAR-10
 
 
 class DistillStage(Stage):
@@ -35,8 +35,8 @@ class DistillStage(Stage):
 
     def plan(self, run: Run) -> int:
         """The form's own epochs by default."""
-        epochs: int | None = self.arguments["epochs"]
-        return 1 if run.is_trial else epochs or EPOCHS[isinstance(self.model, VitForm)]
+        own = VIT_EPOCHS if isinstance(self.model, VitForm) else VGG_EPOCHS
+        return 1 if run.is_trial else self.arguments["epochs"] or own
 
     def prepare(self, run: Run, epochs: int) -> None:
         """Decide where the teacher's output is kept."""
