@@ -8,7 +8,8 @@ from .defend import Defend
 from .dn2 import DN2
 from .fitymi import Fitymi
 from .kdad import KDAD
+from .msad import MSAD
 
-__all__ = ["DN2", "KDAD", "ARNet", "Defend", "Fitymi"]
+__all__ = ["DN2", "KDAD", "MSAD", "ARNet", "Defend", "Fitymi"]
 
 register_models()
