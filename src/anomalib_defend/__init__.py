@@ -12,7 +12,7 @@ Reading order, along the path that an image takes:
 4. ``models.components``: ``stage`` (a part of a training), ``run`` (what it may ask), ``normal_images`` (the one pass
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
-   ``models.arnet`` (restoration), ``models.kdad`` (a small student), ``models.msad`` (a tuned
+   ``models.arnet`` (restoration), ``models.kdad`` (a small student), ``models.msad`` and ``models.panda`` (a tuned
    encoder, ``nn.tuned_encoder``): each with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, KDAD, MSAD, ARNet, Defend, Fitymi
+    from anomalib_defend.models import DN2, KDAD, MSAD, PANDA, ARNet, Defend, Fitymi
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
@@ -43,6 +43,7 @@ _EXPORTS = {
     "Fitymi": "anomalib_defend.models",
     "KDAD": "anomalib_defend.models",
     "MSAD": "anomalib_defend.models",
+    "PANDA": "anomalib_defend.models",
     "PredictFolder": "anomalib_defend.data",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
@@ -58,6 +59,7 @@ __all__ = [
     "DN2",
     "KDAD",
     "MSAD",
+    "PANDA",
     "ARNet",
     "Defend",
     "Fitymi",

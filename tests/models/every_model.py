@@ -21,7 +21,7 @@ from smallest_model import MeanFeature
 
 import anomalib_defend
 import miniatures
-from anomalib_defend import DN2, KDAD, MSAD, ARNet, Defend, Fitymi, SemanticFolder
+from anomalib_defend import DN2, KDAD, MSAD, PANDA, ARNet, Defend, Fitymi, SemanticFolder
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
 from encoders import MINIATURE, MINIATURE_VGG
@@ -70,6 +70,7 @@ ROWS = (
     Row(KDAD, {**VIT, "epochs": 2, "seed": 0}),
     Row(KDAD, {**VIT, "backbone": MINIATURE_VGG, "epochs": 2, "seed": 0}, "_vgg", exports_map=False),
     Row(MSAD, {**VIT, "epochs": 2, "seed": 0}),
+    Row(PANDA, {**VIT, "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )
 

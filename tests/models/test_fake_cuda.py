@@ -12,6 +12,7 @@ from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
 from anomalib_defend.models.kdad.torch_model import KDADModel
 from anomalib_defend.models.msad.torch_model import MSADModel
+from anomalib_defend.models.panda.torch_model import PANDAModel
 from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import Center, Clusters, NearestNeighbors
 
@@ -63,6 +64,8 @@ def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
         return {"distill_step": model.distill_step(images)}
     if isinstance(model, MSADModel):
         return {"loss": model.loss(images, images.flip(-1))}
+    if isinstance(model, PANDAModel):
+        return {"loss": model.loss(images)}
     return {"restoration_step": model.restoration_step(images)[0]} if isinstance(model, ARNetModel) else {}
 
 

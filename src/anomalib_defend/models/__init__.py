@@ -9,7 +9,8 @@ from .dn2 import DN2
 from .fitymi import Fitymi
 from .kdad import KDAD
 from .msad import MSAD
+from .panda import PANDA
 
-__all__ = ["DN2", "KDAD", "MSAD", "ARNet", "Defend", "Fitymi"]
+__all__ = ["DN2", "KDAD", "MSAD", "PANDA", "ARNet", "Defend", "Fitymi"]
 
 register_models()
