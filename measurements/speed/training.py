@@ -47,7 +47,7 @@ def reference_dense_loss_view_once(model: DefendModel, images: Tensor) -> Tensor
 
 def distill_loss_fused_attention(model: DefendModel, images: Tensor, teacher: TeacherOutput | None = None) -> Tensor:
     """Stage 2 with torch's fused attention, where `Defend` takes plain products."""
-    with mock.patch.object(vit, "_attention_for", return_value=nullcontext()):
+    with mock.patch.object(vit, "attention_for", return_value=nullcontext()):
         return model.distill_step(images, teacher)
 
 

@@ -13,8 +13,9 @@ Reading order, along the path that an image takes:
 4. ``models.components``: ``stage`` (a part of a training), ``run`` (what it may ask), ``normal_images`` (the one pass
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.object_prototypes`` (the normal object anywhere in the
-   image), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes), ``models.arnet`` (restoration): each with
-   ``torch_model``, ``stages`` and ``lightning_model``
+   image), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes), ``models.arnet`` (restoration),
+   ``models.kdad`` (a small student), ``models.msad`` and ``models.panda`` (a tuned encoder, ``nn.tuned_encoder``): each
+   with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
 7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (the screen of both)
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, ARNet, Defend, Fitymi, ObjectPrototypes
+    from anomalib_defend.models import DN2, KDAD, MSAD, PANDA, ARNet, Defend, Fitymi, ObjectPrototypes
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
@@ -43,6 +44,9 @@ _EXPORTS = {
     "Defend": "anomalib_defend.models",
     "Fitymi": "anomalib_defend.models",
     "ObjectPrototypes": "anomalib_defend.models",
+    "KDAD": "anomalib_defend.models",
+    "MSAD": "anomalib_defend.models",
+    "PANDA": "anomalib_defend.models",
     "PredictFolder": "anomalib_defend.data",
     "SemanticCIFAR10": "anomalib_defend.data",
     "SemanticCIFAR100": "anomalib_defend.data",
@@ -56,6 +60,9 @@ _EXPORTS = {
 
 __all__ = [
     "DN2",
+    "KDAD",
+    "MSAD",
+    "PANDA",
     "ARNet",
     "Defend",
     "Fitymi",

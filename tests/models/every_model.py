@@ -13,10 +13,10 @@ from smallest_model import MeanFeature
 
 import forked
 import miniatures
-from anomalib_defend import DN2, ARNet, Defend, Fitymi, ObjectPrototypes, SemanticFolder
+from anomalib_defend import DN2, KDAD, MSAD, PANDA, ARNet, Defend, Fitymi, ObjectPrototypes, SemanticFolder
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
-from encoders import MINIATURE
+from encoders import MINIATURE, MINIATURE_VGG
 
 SMALL_HEAD = {"HIDDEN_DIM": 32, "EMBED_DIM": 16}
 VIT = {"backbone": MINIATURE, "pre_trained": False}
@@ -31,6 +31,7 @@ class Row(NamedTuple):
     arguments: Mapping[str, Any]
     variant: str = ""
     public: bool = True
+    exports_map: bool = True  # if there is one
 
     @property
     def name(self) -> str:
@@ -63,6 +64,10 @@ ROWS = (
     Row(DN2, VIT),
     Row(ObjectPrototypes, VIT),
     Row(ObjectPrototypes, {**VIT, "views": "whole+corners", "head": "neighbors"}, "_neighbors"),
+    Row(KDAD, {**VIT, "epochs": 2, "seed": 0}),
+    Row(KDAD, {**VIT, "backbone": MINIATURE_VGG, "epochs": 2, "seed": 0}, "_vgg", exports_map=False),
+    Row(MSAD, {**VIT, "epochs": 2, "seed": 0}),
+    Row(PANDA, {**VIT, "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )
 

@@ -10,8 +10,11 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from anomalib_defend.models.arnet.torch_model import ARNetModel
 from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
+from anomalib_defend.models.kdad.torch_model import KDADModel
+from anomalib_defend.models.msad.torch_model import MSADModel
+from anomalib_defend.models.panda.torch_model import PANDAModel
 from anomalib_defend.nn import dense_prototypes
-from anomalib_defend.nn.normality import Clusters, NearestNeighbors
+from anomalib_defend.nn.normality import Center, Clusters, NearestNeighbors
 
 CUDA = "cuda:0"
 
@@ -57,6 +60,12 @@ def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
             "generator": model.generator.loss(images[..., :8, :8]),
             "classification_loss": model.classification_loss(images, labels),
         }
+    if isinstance(model, KDADModel):
+        return {"distill_step": model.distill_step(images)}
+    if isinstance(model, MSADModel):
+        return {"loss": model.loss(images, images.flip(-1))}
+    if isinstance(model, PANDAModel):
+        return {"loss": model.loss(images)}
     return {"restoration_step": model.restoration_step(images)[0]} if isinstance(model, ARNetModel) else {}
 
 
@@ -67,9 +76,13 @@ def test_losses_and_forward_pass(row, monkeypatch):
     if row.model.__name__ == "Fitymi":
         network.generator = module.build_generator()
         monkeypatch.setattr(fitymi, "random_crops", fitymi.center_crop)  # their places are drawn as numbers
+    # a gradient needs a real device
+    monkeypatch.setattr(torch.autograd, "grad", lambda _output, images: (torch.zeros_like(images),))
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
         to_cuda(network).train()
         images = torch.rand(2, 3, *size, device=CUDA)
+        for center in (part for part in module._normality if isinstance(part, Center)):
+            center.center = torch.rand(network.normality.memory.shape[1], device=CUDA)
         losses = losses_of(network, images)
         assert losses or not any(stage.trains for stage in module.stages())
         for name, loss in losses.items():

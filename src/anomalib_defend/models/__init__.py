@@ -7,8 +7,11 @@ from .arnet import ARNet
 from .defend import Defend
 from .dn2 import DN2
 from .fitymi import Fitymi
+from .kdad import KDAD
+from .msad import MSAD
 from .object_prototypes import ObjectPrototypes
+from .panda import PANDA
 
-__all__ = ["DN2", "ARNet", "Defend", "Fitymi", "ObjectPrototypes"]
+__all__ = ["DN2", "KDAD", "MSAD", "PANDA", "ARNet", "Defend", "Fitymi", "ObjectPrototypes"]
 
 register_models()

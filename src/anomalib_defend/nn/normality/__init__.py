@@ -1,7 +1,8 @@
 """Models of what is normal in a space of image features, all with one face: `Normality`."""
 
 from .base import Normality
+from .center import Center
 from .clusters import Clusters
 from .neighbors import NearestNeighbors
 
-__all__ = ["Clusters", "NearestNeighbors", "Normality"]
+__all__ = ["Center", "Clusters", "NearestNeighbors", "Normality"]
