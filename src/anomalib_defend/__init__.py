@@ -12,7 +12,8 @@ Reading order, along the path that an image takes:
 4. ``models.components``: ``stage`` (a part of a training), ``run`` (what it may ask), ``normal_images`` (the one pass
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
-   ``models.arnet`` (restoration): each with ``torch_model``, ``stages`` and ``lightning_model``
+   ``models.arnet`` (restoration), ``models.transformaly`` (students of a ViT's blocks): each with ``torch_model``,
+   ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
 7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (the screen of both)
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, ARNet, Defend, Fitymi
+    from anomalib_defend.models import DN2, ARNet, Defend, Fitymi, Transformaly
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
@@ -48,6 +49,7 @@ _EXPORTS = {
     "SemanticFolder": "anomalib_defend.data",
     "SemanticMNIST": "anomalib_defend.data",
     "SemanticVOC": "anomalib_defend.data",
+    "Transformaly": "anomalib_defend.models",
     "__version__": "anomalib_defend._version",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "SemanticFolder",
     "SemanticMNIST",
     "SemanticVOC",
+    "Transformaly",
     "__version__",
 ]
 

@@ -21,7 +21,7 @@ from smallest_model import MeanFeature
 
 import anomalib_defend
 import miniatures
-from anomalib_defend import DN2, ARNet, Defend, Fitymi, SemanticFolder
+from anomalib_defend import DN2, ARNet, Defend, Fitymi, SemanticFolder, Transformaly
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
 from encoders import MINIATURE
@@ -66,6 +66,7 @@ ROWS = (
     Row(Fitymi, {**VIT, **FAKES, "classifier_epochs": 2, "seed": 0}),
     Row(ARNet, {"image_size": 32, "width": 2, "epochs": 2, "seed": 0}),
     Row(DN2, VIT),
+    Row(Transformaly, {**VIT, "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )
 

@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from anomalib_defend.models.arnet.torch_model import ARNetModel
 from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
+from anomalib_defend.models.transformaly.torch_model import TransformalyModel
 from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import Clusters, NearestNeighbors
 
@@ -57,6 +58,8 @@ def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
             "generator": model.generator.loss(images[..., :8, :8]),
             "classification_loss": model.classification_loss(images, labels),
         }
+    if isinstance(model, TransformalyModel):
+        return {"imitation_loss": model.imitation_loss(images)}
     return {"restoration_step": model.restoration_step(images)[0]} if isinstance(model, ARNetModel) else {}
 
 

@@ -7,7 +7,8 @@ from .arnet import ARNet
 from .defend import Defend
 from .dn2 import DN2
 from .fitymi import Fitymi
+from .transformaly import Transformaly
 
-__all__ = ["DN2", "ARNet", "Defend", "Fitymi"]
+__all__ = ["DN2", "ARNet", "Defend", "Fitymi", "Transformaly"]
 
 register_models()

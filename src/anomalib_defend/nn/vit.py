@@ -135,7 +135,7 @@ def patch_tokens(
     x = embed(vit, images, keep)
     layers = []
     first = len(vit.blocks) - num_layers
-    with _attention_for(vit, images.device):
+    with attention_for(vit, images.device):
         for index, block in enumerate(vit.blocks):
             x = block(x)
             if index >= first:
@@ -144,10 +144,10 @@ def patch_tokens(
     return [vit.fc_norm(vit.norm(tokens)) for tokens in layers] if final_norm else layers
 
 
-def _attention_for(vit: VisionTransformer, device: torch.device) -> AbstractContextManager[None]:
+def attention_for(network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
     """Attention in plain products where torch's fused one is slow: backwards in half precision on a CPU."""
     slow = device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
-    return plain_attention(vit) if slow else nullcontext()
+    return plain_attention(network) if slow else nullcontext()
 
 
 @contextmanager

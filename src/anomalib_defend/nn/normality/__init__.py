@@ -2,6 +2,7 @@
 
 from .base import Normality
 from .clusters import Clusters
+from .gaussian import Gaussian
 from .neighbors import NearestNeighbors
 
-__all__ = ["Clusters", "NearestNeighbors", "Normality"]
+__all__ = ["Clusters", "Gaussian", "NearestNeighbors", "Normality"]
