@@ -21,10 +21,10 @@ from smallest_model import MeanFeature
 
 import anomalib_defend
 import miniatures
-from anomalib_defend import DN2, ARNet, Defend, Fitymi, SemanticFolder, Transformaly
+from anomalib_defend import DN2, KDAD, ARNet, Defend, Fitymi, SemanticFolder, Transformaly
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
-from encoders import MINIATURE
+from encoders import MINIATURE, MINIATURE_VGG
 
 HERE = Path(__file__).parent
 SMALL_HEAD = {"HIDDEN_DIM": 32, "EMBED_DIM": 16}
@@ -40,6 +40,7 @@ class Row(NamedTuple):
     arguments: Mapping[str, Any]
     variant: str = ""
     public: bool = True
+    exports_map: bool = True  # if there is one
 
     @property
     def name(self) -> str:
@@ -66,6 +67,8 @@ ROWS = (
     Row(Fitymi, {**VIT, **FAKES, "classifier_epochs": 2, "seed": 0}),
     Row(ARNet, {"image_size": 32, "width": 2, "epochs": 2, "seed": 0}),
     Row(DN2, VIT),
+    Row(KDAD, {**VIT, "epochs": 2, "seed": 0}),
+    Row(KDAD, {**VIT, "backbone": MINIATURE_VGG, "epochs": 2, "seed": 0}, "_vgg", exports_map=False),
     Row(Transformaly, {**VIT, "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )

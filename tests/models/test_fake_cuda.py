@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from anomalib_defend.models.arnet.torch_model import ARNetModel
 from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
+from anomalib_defend.models.kdad.torch_model import KDADModel
 from anomalib_defend.models.transformaly.torch_model import TransformalyModel
 from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import Clusters, NearestNeighbors
@@ -58,6 +59,8 @@ def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
             "generator": model.generator.loss(images[..., :8, :8]),
             "classification_loss": model.classification_loss(images, labels),
         }
+    if isinstance(model, KDADModel):
+        return {"distill_step": model.distill_step(images)}
     if isinstance(model, TransformalyModel):
         return {"imitation_loss": model.imitation_loss(images)}
     return {"restoration_step": model.restoration_step(images)[0]} if isinstance(model, ARNetModel) else {}
@@ -70,6 +73,8 @@ def test_losses_and_forward_pass(row, monkeypatch):
     if row.model.__name__ == "Fitymi":
         network.generator = module.build_generator()
         monkeypatch.setattr(fitymi, "random_crops", fitymi.center_crop)  # their places are drawn as numbers
+    # a gradient needs a real device
+    monkeypatch.setattr(torch.autograd, "grad", lambda _output, images: (torch.zeros_like(images),))
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
         to_cuda(network).train()
         images = torch.rand(2, 3, *size, device=CUDA)

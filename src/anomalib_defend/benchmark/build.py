@@ -19,8 +19,7 @@ from lightning.pytorch import Trainer
 import anomalib_defend.data
 import anomalib_defend.models  # noqa: F401 - both make their bare names known
 from anomalib_defend.models.components.encoder_weights import load_pretrained
-from anomalib_defend.nn.encoder import data_config
-from anomalib_defend.nn.vit import create_vit
+from anomalib_defend.nn.encoder import create_encoder, data_config
 
 from .plan import Cell, Comparison, ComparisonError, Settings
 
@@ -144,7 +143,7 @@ def _check_model(settings: Settings) -> None:
 @cache
 def _fetch(backbone: str) -> None:
     """Download timm's weights or refuse now; a cell finds them in the cache."""
-    load_pretrained(create_vit(backbone, data_config(backbone).image_size), backbone)
+    load_pretrained(create_encoder(backbone, data_config(backbone).image_size), backbone)
 
 
 def _read(settings: Settings) -> tuple[int, int]:

@@ -7,8 +7,9 @@ from .arnet import ARNet
 from .defend import Defend
 from .dn2 import DN2
 from .fitymi import Fitymi
+from .kdad import KDAD
 from .transformaly import Transformaly
 
-__all__ = ["DN2", "ARNet", "Defend", "Fitymi", "Transformaly"]
+__all__ = ["DN2", "KDAD", "ARNet", "Defend", "Fitymi", "Transformaly"]
 
 register_models()

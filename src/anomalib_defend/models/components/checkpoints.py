@@ -139,14 +139,14 @@ def verify_content(
     Args:
         checkpoint: What ``read_checkpoint`` returns.
         models: Name of the model, and of those that it derives from.
-        tensor: A tensor that the checkpoints of this model hold, and those of no other.
+        tensor: A tensor, or how tensors' names begin, that the checkpoints of this model hold, and those of no other.
         arguments: Names of the arguments that its networks are built from.
 
     Raises:
         ValueError: If it is not.
     """
     state, model, of = checkpoint["state_dict"], models[0], checkpoint.get(MODEL_KEY)
-    if tensor not in state or of not in {None, *models}:
+    if not any(name.startswith(tensor) for name in state) or of not in {None, *models}:
         but = f", but of {of}" if of not in {None, *models} else ""
         msg = f"ckpt_path is not a checkpoint of {model}{but}: train one with `anomalib train --model {model} ...`."
         raise ValueError(msg)

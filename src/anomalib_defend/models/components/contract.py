@@ -40,7 +40,7 @@ class Contract(AnomalibModule if TYPE_CHECKING else object):  # type: ignore[mis
     """
 
     distinctive_tensor: ClassVar[str]
-    """A tensor that the checkpoints of this model hold, and those of no other."""
+    """A tensor, or how tensors' names begin, that the checkpoints of this model hold, and those of no other."""
 
     architecture: ClassVar[tuple[str, ...]]
     """The arguments that the networks are built from."""

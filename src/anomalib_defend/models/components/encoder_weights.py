@@ -72,8 +72,10 @@ def load_state_dict(vit: VisionTransformer, state: dict[str, Tensor], source: st
     if strange:
         msg = f"{source} hold more than tensors ({', '.join(strange[:3])}): not an encoder's state."
         raise ValueError(msg)
-    state = {key: value.float() for key, value in state.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     own = vit.state_dict()
+    state = {
+        key: value.float() for key, value in state.items() if key in own or not key.startswith(CLASSIFIER_PREFIXES)
+    }
     position = state.get("pos_embed")
     if position is not None and vit.pos_embed is not None:
         prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens

@@ -126,9 +126,7 @@ class NormalImages:
             (trainer.local_rank, trainer.num_devices) if as_trained else (trainer.global_rank, trainer.world_size)
         )
         own = parts[rank::count]
-        if trainer.world_size > 1:
-            for buffer in network.buffers():  # batch norms of the processes differ by their last batch
-                distributed.broadcast(buffer, 0)
+        share_buffers(trainer, network)
         dataset = self.dataset if as_trained else self.without_augmentations()
         batches = zip(own, self.read(dataset, list(chain(*own))), strict=True)
         with evaluating(network), torch.inference_mode(mode=False), torch.no_grad():
@@ -185,6 +183,13 @@ def not_deterministic(transform: Any) -> list[str]:
     if type(transform) is v2.Compose:
         return [name for part in transform.transforms for name in not_deterministic(part)]
     return [type(transform).__name__]
+
+
+def share_buffers(trainer: Trainer, network: nn.Module) -> None:
+    """Give all processes the first one's buffers: their batch norms differ by their last batch."""
+    if trainer.world_size > 1:
+        for buffer in network.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 @contextmanager

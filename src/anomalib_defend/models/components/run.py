@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anomalib.data import AnomalibDataset
 
-from .normal_images import NormalImages
+from .normal_images import NormalImages, share_buffers
 
 if TYPE_CHECKING:
     import torch
     from anomalib.models.components import AnomalibModule
     from lightning.pytorch import Trainer
+    from torch import nn
 
 Value = TypeVar("Value")
 
@@ -110,6 +111,10 @@ class Run:
     def barrier(self) -> None:
         """Wait for all processes."""
         self._trainer.strategy.barrier()
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give all processes the first one's buffers, before a validation whose network has batch norms."""
+        share_buffers(self._trainer, network)
 
     @property
     def transform(self) -> Any:
