@@ -14,7 +14,18 @@ import torch
 from docstring_parser import parse
 
 import anomalib_defend
-from anomalib_defend import DN2, KDAD, ARNet, Defend, Fitymi, PredictFolder, SemanticVOC, Transformaly, console
+from anomalib_defend import (
+    DN2,
+    KDAD,
+    ARNet,
+    DeepSVDD,
+    Defend,
+    Fitymi,
+    PredictFolder,
+    SemanticVOC,
+    Transformaly,
+    console,
+)
 from anomalib_defend._autoload import is_console
 from anomalib_defend.data.workers import NUM_WORKERS, usable_cores
 from anomalib_defend.models.components.arguments import check_choices
@@ -258,7 +269,7 @@ def test_nearest_encoders():
         Defend(backbone="deit_tinny_patch16_224", pre_trained=False)
 
 
-@pytest.mark.parametrize("model", [Defend, Fitymi, ARNet, DN2, KDAD, Transformaly])
+@pytest.mark.parametrize("model", [Defend, Fitymi, ARNet, DN2, KDAD, Transformaly, DeepSVDD])
 def test_the_options_that_matter_most_are_marked(model):
     marked = [entry.arg_name for entry in parse(model.__doc__).params if entry.description.startswith("[main] ")]
     assert 3 <= len(marked) <= 8

@@ -4,12 +4,13 @@ import anomalib_defend.example.encoder  # noqa: F401 - makes the example's encod
 from anomalib_defend._autoload import register_models
 
 from .arnet import ARNet
+from .deep_svdd import DeepSVDD
 from .defend import Defend
 from .dn2 import DN2
 from .fitymi import Fitymi
 from .kdad import KDAD
 from .transformaly import Transformaly
 
-__all__ = ["DN2", "KDAD", "ARNet", "Defend", "Fitymi", "Transformaly"]
+__all__ = ["DN2", "KDAD", "ARNet", "DeepSVDD", "Defend", "Fitymi", "Transformaly"]
 
 register_models()
