@@ -16,6 +16,7 @@ from docstring_parser import parse
 import anomalib_defend
 from anomalib_defend import (
     DN2,
+    FCDD,
     KDAD,
     ARNet,
     DeepSVDD,
@@ -269,7 +270,7 @@ def test_nearest_encoders():
         Defend(backbone="deit_tinny_patch16_224", pre_trained=False)
 
 
-@pytest.mark.parametrize("model", [Defend, Fitymi, ARNet, DN2, KDAD, Transformaly, DeepSVDD])
+@pytest.mark.parametrize("model", [Defend, Fitymi, ARNet, DN2, KDAD, Transformaly, DeepSVDD, FCDD])
 def test_the_options_that_matter_most_are_marked(model):
     marked = [entry.arg_name for entry in parse(model.__doc__).params if entry.description.startswith("[main] ")]
     assert 3 <= len(marked) <= 8

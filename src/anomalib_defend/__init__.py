@@ -13,7 +13,7 @@ Reading order, along the path that an image takes:
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
    ``models.arnet`` (restoration), ``models.kdad`` (a small student), ``models.transformaly`` (students of a ViT's
-   blocks), ``models.deep_svdd`` (a small network): each with ``torch_model``, ``stages``
+   blocks), ``models.deep_svdd``, ``models.fcdd`` (small networks from scratch): each with ``torch_model``, ``stages``
    and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, KDAD, ARNet, DeepSVDD, Defend, Fitymi, Transformaly
+    from anomalib_defend.models import DN2, FCDD, KDAD, ARNet, DeepSVDD, Defend, Fitymi, Transformaly
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
     "DN2": "anomalib_defend.models",
     "DeepSVDD": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
+    "FCDD": "anomalib_defend.models",
     "Fitymi": "anomalib_defend.models",
     "KDAD": "anomalib_defend.models",
     "PredictFolder": "anomalib_defend.data",
@@ -58,6 +59,7 @@ _EXPORTS = {
 
 __all__ = [
     "DN2",
+    "FCDD",
     "KDAD",
     "ARNet",
     "DeepSVDD",

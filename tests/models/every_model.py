@@ -21,7 +21,7 @@ from smallest_model import MeanFeature
 
 import anomalib_defend
 import miniatures
-from anomalib_defend import DN2, KDAD, ARNet, DeepSVDD, Defend, Fitymi, SemanticFolder, Transformaly
+from anomalib_defend import DN2, FCDD, KDAD, ARNet, DeepSVDD, Defend, Fitymi, SemanticFolder, Transformaly
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
 from encoders import MINIATURE, MINIATURE_VGG
@@ -71,6 +71,7 @@ ROWS = (
     Row(KDAD, {**VIT, "backbone": MINIATURE_VGG, "epochs": 2, "seed": 0}, "_vgg", exports_map=False),
     Row(Transformaly, {**VIT, "epochs": 2, "seed": 0}),
     Row(DeepSVDD, {"image_size": 16, "pretrain_epochs": 1, "epochs": 2, "seed": 0}),
+    Row(FCDD, {**VIT, "backbone": MINIATURE_VGG, "outlier_dir": str(HERE / "outliers"), "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )
 

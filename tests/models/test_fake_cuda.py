@@ -10,6 +10,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from anomalib_defend.models.arnet.torch_model import ARNetModel
 from anomalib_defend.models.deep_svdd.torch_model import DeepSVDDModel
 from anomalib_defend.models.defend.torch_model import DefendModel
+from anomalib_defend.models.fcdd.torch_model import FCDDModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
 from anomalib_defend.models.kdad.torch_model import KDADModel
 from anomalib_defend.models.transformaly.torch_model import TransformalyModel
@@ -69,6 +70,9 @@ def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
         losses = {"imitation_loss": model.imitation_loss(images)}
     elif isinstance(model, DeepSVDDModel):
         losses = {"reconstruction_loss": model.reconstruction_loss(images), "center_loss": model.center_loss(images)}
+    elif isinstance(model, FCDDModel):
+        anomalous = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        losses = {"loss": model.loss(images, anomalous)}
     return losses
 
 

@@ -7,10 +7,11 @@ from .arnet import ARNet
 from .deep_svdd import DeepSVDD
 from .defend import Defend
 from .dn2 import DN2
+from .fcdd import FCDD
 from .fitymi import Fitymi
 from .kdad import KDAD
 from .transformaly import Transformaly
 
-__all__ = ["DN2", "KDAD", "ARNet", "DeepSVDD", "Defend", "Fitymi", "Transformaly"]
+__all__ = ["DN2", "FCDD", "KDAD", "ARNet", "DeepSVDD", "Defend", "Fitymi", "Transformaly"]
 
 register_models()
