@@ -25,6 +25,7 @@ from anomalib_defend import (
     PredictFolder,
     SemanticVOC,
     Transformaly,
+    UniAD,
     console,
 )
 from anomalib_defend._autoload import is_console
@@ -270,7 +271,7 @@ def test_nearest_encoders():
         Defend(backbone="deit_tinny_patch16_224", pre_trained=False)
 
 
-@pytest.mark.parametrize("model", [Defend, Fitymi, ARNet, DN2, KDAD, Transformaly, DeepSVDD, FCDD])
+@pytest.mark.parametrize("model", [Defend, Fitymi, ARNet, DN2, KDAD, Transformaly, DeepSVDD, FCDD, UniAD])
 def test_the_options_that_matter_most_are_marked(model):
     marked = [entry.arg_name for entry in parse(model.__doc__).params if entry.description.startswith("[main] ")]
     assert 3 <= len(marked) <= 8

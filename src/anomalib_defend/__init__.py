@@ -13,8 +13,8 @@ Reading order, along the path that an image takes:
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes),
    ``models.arnet`` (restoration), ``models.kdad`` (a small student), ``models.transformaly`` (students of a ViT's
-   blocks), ``models.deep_svdd``, ``models.fcdd`` (small networks from scratch): each with ``torch_model``, ``stages``
-   and ``lightning_model``
+   blocks), ``models.deep_svdd``, ``models.fcdd`` (small networks from scratch), ``models.uniad`` (restored features):
+   each with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
 7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (the screen of both)
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, FCDD, KDAD, ARNet, DeepSVDD, Defend, Fitymi, Transformaly
+    from anomalib_defend.models import DN2, FCDD, KDAD, ARNet, DeepSVDD, Defend, Fitymi, Transformaly, UniAD
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
@@ -54,6 +54,7 @@ _EXPORTS = {
     "SemanticMNIST": "anomalib_defend.data",
     "SemanticVOC": "anomalib_defend.data",
     "Transformaly": "anomalib_defend.models",
+    "UniAD": "anomalib_defend.models",
     "__version__": "anomalib_defend._version",
 }
 
@@ -74,6 +75,7 @@ __all__ = [
     "SemanticMNIST",
     "SemanticVOC",
     "Transformaly",
+    "UniAD",
     "__version__",
 ]
 

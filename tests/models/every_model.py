@@ -21,7 +21,7 @@ from smallest_model import MeanFeature
 
 import anomalib_defend
 import miniatures
-from anomalib_defend import DN2, FCDD, KDAD, ARNet, DeepSVDD, Defend, Fitymi, SemanticFolder, Transformaly
+from anomalib_defend import DN2, FCDD, KDAD, ARNet, DeepSVDD, Defend, Fitymi, SemanticFolder, Transformaly, UniAD
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
 from encoders import MINIATURE, MINIATURE_VGG
@@ -30,6 +30,9 @@ HERE = Path(__file__).parent
 SMALL_HEAD = {"HIDDEN_DIM": 32, "EMBED_DIM": 16}
 VIT = {"backbone": MINIATURE, "pre_trained": False}
 TWO_STAGES = {**VIT, "dense_epochs": 1, "distill_epochs": 2, "student_lr": 1e-3, "seed": 0}
+SMALL_UNIAD = {
+    "backbone": "test_efficientnet", "pre_trained": False, "image_size": 128, "width": 16, "num_layers": 1,
+}  # fmt: skip
 FAKES = {"stop_step": 3, "generator_size": 8, "generator_channels": (8, 8), "sampling_steps": 2, "num_fakes": 6}
 
 
@@ -72,6 +75,7 @@ ROWS = (
     Row(Transformaly, {**VIT, "epochs": 2, "seed": 0}),
     Row(DeepSVDD, {"image_size": 16, "pretrain_epochs": 1, "epochs": 2, "seed": 0}),
     Row(FCDD, {**VIT, "backbone": MINIATURE_VGG, "outlier_dir": str(HERE / "outliers"), "epochs": 2, "seed": 0}),
+    Row(UniAD, {**SMALL_UNIAD, "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )
 

@@ -14,6 +14,7 @@ from anomalib_defend.models.fcdd.torch_model import FCDDModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
 from anomalib_defend.models.kdad.torch_model import KDADModel
 from anomalib_defend.models.transformaly.torch_model import TransformalyModel
+from anomalib_defend.models.uniad.torch_model import UniADModel
 from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import Clusters, NearestNeighbors
 
@@ -73,6 +74,8 @@ def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]
     elif isinstance(model, FCDDModel):
         anomalous = torch.ones(len(images), dtype=torch.bool, device=images.device)
         losses = {"loss": model.loss(images, anomalous)}
+    elif isinstance(model, UniADModel):
+        losses = {"restoration_loss": model.restoration_loss(images)}
     return losses
 
 

@@ -11,7 +11,8 @@ from .fcdd import FCDD
 from .fitymi import Fitymi
 from .kdad import KDAD
 from .transformaly import Transformaly
+from .uniad import UniAD
 
-__all__ = ["DN2", "FCDD", "KDAD", "ARNet", "DeepSVDD", "Defend", "Fitymi", "Transformaly"]
+__all__ = ["DN2", "FCDD", "KDAD", "ARNet", "DeepSVDD", "Defend", "Fitymi", "Transformaly", "UniAD"]
 
 register_models()
