@@ -16,15 +16,19 @@ from docstring_parser import parse
 import anomalib_defend
 from anomalib_defend import (
     DN2,
+    FCDD,
     KDAD,
     MSAD,
     PANDA,
     ARNet,
+    DeepSVDD,
     Defend,
     Fitymi,
     ObjectPrototypes,
     PredictFolder,
     SemanticVOC,
+    Transformaly,
+    UniAD,
     console,
 )
 from anomalib_defend._autoload import is_console
@@ -285,7 +289,10 @@ def test_nearest_encoders():
         Defend(backbone="deit_tinny_patch16_224", pre_trained=False)
 
 
-@pytest.mark.parametrize("model", [Defend, Fitymi, ARNet, DN2, KDAD, MSAD, PANDA, ObjectPrototypes])
+@pytest.mark.parametrize(
+    "model",
+    [Defend, Fitymi, ARNet, DN2, KDAD, MSAD, PANDA, ObjectPrototypes, Transformaly, DeepSVDD, FCDD, UniAD],
+)
 def test_the_options_that_matter_most_are_marked(model):
     marked = [entry.arg_name for entry in parse(model.__doc__).params if entry.description.startswith("[main] ")]
     assert 3 <= len(marked) <= 8

@@ -14,8 +14,9 @@ Reading order, along the path that an image takes:
    over them), ``stage_runner`` (the only file that tells the trainer what to do), ``contract`` to ``lightning_model``
 5. ``models.dn2`` (nearest neighbours, the baseline), ``models.object_prototypes`` (the normal object anywhere in the
    image), ``models.defend`` (the paper's method), ``models.fitymi`` (fakes), ``models.arnet`` (restoration),
-   ``models.kdad`` (a small student), ``models.msad`` and ``models.panda`` (a tuned encoder, ``nn.tuned_encoder``): each
-   with ``torch_model``, ``stages`` and ``lightning_model``
+   ``models.kdad`` (a small student), ``models.msad`` and ``models.panda`` (a tuned encoder, ``nn.tuned_encoder``),
+   ``models.transformaly`` (students of a ViT's blocks), ``models.deep_svdd``, ``models.fcdd`` (small networks from
+   scratch), ``models.uniad`` (restored features): each with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
 7. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (the screen of both)
@@ -36,12 +37,27 @@ if TYPE_CHECKING:
         SemanticMNIST,
         SemanticVOC,
     )
-    from anomalib_defend.models import DN2, KDAD, MSAD, PANDA, ARNet, Defend, Fitymi, ObjectPrototypes
+    from anomalib_defend.models import (
+        DN2,
+        FCDD,
+        KDAD,
+        MSAD,
+        PANDA,
+        ARNet,
+        DeepSVDD,
+        Defend,
+        Fitymi,
+        ObjectPrototypes,
+        Transformaly,
+        UniAD,
+    )
 
 _EXPORTS = {
     "ARNet": "anomalib_defend.models",
     "DN2": "anomalib_defend.models",
+    "DeepSVDD": "anomalib_defend.models",
     "Defend": "anomalib_defend.models",
+    "FCDD": "anomalib_defend.models",
     "Fitymi": "anomalib_defend.models",
     "ObjectPrototypes": "anomalib_defend.models",
     "KDAD": "anomalib_defend.models",
@@ -55,15 +71,19 @@ _EXPORTS = {
     "SemanticFolder": "anomalib_defend.data",
     "SemanticMNIST": "anomalib_defend.data",
     "SemanticVOC": "anomalib_defend.data",
+    "Transformaly": "anomalib_defend.models",
+    "UniAD": "anomalib_defend.models",
     "__version__": "anomalib_defend._version",
 }
 
 __all__ = [
     "DN2",
+    "FCDD",
     "KDAD",
     "MSAD",
     "PANDA",
     "ARNet",
+    "DeepSVDD",
     "Defend",
     "Fitymi",
     "ObjectPrototypes",
@@ -75,6 +95,8 @@ __all__ = [
     "SemanticFolder",
     "SemanticMNIST",
     "SemanticVOC",
+    "Transformaly",
+    "UniAD",
     "__version__",
 ]
 

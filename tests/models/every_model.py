@@ -13,7 +13,21 @@ from smallest_model import MeanFeature
 
 import forked
 import miniatures
-from anomalib_defend import DN2, KDAD, MSAD, PANDA, ARNet, Defend, Fitymi, ObjectPrototypes, SemanticFolder
+from anomalib_defend import (
+    DN2,
+    FCDD,
+    KDAD,
+    MSAD,
+    PANDA,
+    ARNet,
+    DeepSVDD,
+    Defend,
+    Fitymi,
+    ObjectPrototypes,
+    SemanticFolder,
+    Transformaly,
+    UniAD,
+)
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.nn import dense_prototypes
 from encoders import MINIATURE, MINIATURE_VGG
@@ -21,6 +35,9 @@ from encoders import MINIATURE, MINIATURE_VGG
 SMALL_HEAD = {"HIDDEN_DIM": 32, "EMBED_DIM": 16}
 VIT = {"backbone": MINIATURE, "pre_trained": False}
 TWO_STAGES = {**VIT, "dense_epochs": 1, "distill_epochs": 2, "student_lr": 1e-3, "seed": 0}
+SMALL_UNIAD = {
+    "backbone": "test_efficientnet", "pre_trained": False, "image_size": 128, "width": 16, "num_layers": 1,
+}  # fmt: skip
 FAKES = {"stop_step": 3, "generator_size": 8, "generator_channels": (8, 8), "sampling_steps": 2, "num_fakes": 6}
 
 
@@ -68,6 +85,19 @@ ROWS = (
     Row(KDAD, {**VIT, "backbone": MINIATURE_VGG, "epochs": 2, "seed": 0}, "_vgg", exports_map=False),
     Row(MSAD, {**VIT, "epochs": 2, "seed": 0}),
     Row(PANDA, {**VIT, "epochs": 2, "seed": 0}),
+    Row(Transformaly, {**VIT, "epochs": 2, "seed": 0}),
+    Row(DeepSVDD, {"image_size": 16, "pretrain_epochs": 1, "epochs": 2, "seed": 0}),
+    Row(
+        FCDD,
+        {
+            **VIT,
+            "backbone": MINIATURE_VGG,
+            "outlier_dir": str(Path(__file__).parent / "outliers"),
+            "epochs": 2,
+            "seed": 0,
+        },
+    ),
+    Row(UniAD, {**SMALL_UNIAD, "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )
 

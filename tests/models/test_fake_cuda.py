@@ -8,11 +8,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from anomalib_defend.models.arnet.torch_model import ARNetModel
+from anomalib_defend.models.deep_svdd.torch_model import DeepSVDDModel
 from anomalib_defend.models.defend.torch_model import DefendModel
+from anomalib_defend.models.fcdd.torch_model import FCDDModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
 from anomalib_defend.models.kdad.torch_model import KDADModel
 from anomalib_defend.models.msad.torch_model import MSADModel
 from anomalib_defend.models.panda.torch_model import PANDAModel
+from anomalib_defend.models.transformaly.torch_model import TransformalyModel
+from anomalib_defend.models.uniad.torch_model import UniADModel
 from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import Center, Clusters, NearestNeighbors
 
@@ -47,32 +51,45 @@ def to_cuda(network: nn.Module) -> nn.Module:
 
 def losses_of(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Each stage's loss on images [B, 3, H, W]."""
+    losses = {}
     if isinstance(model, DefendModel):
         teacher = model.teacher_output(model.whole(images), attend=model.is_guided)
-        return {
+        losses = {
             "dense_step": model.dense_step(images)[0],
             "distill_step": model.distill_step(images),
             "distill_step on a kept output of the teacher": model.distill_step(images, teacher),
         }
-    if isinstance(model, fitymi.FitymiModel):
+    elif isinstance(model, fitymi.FitymiModel):
         labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        return {
+        losses = {
             "generator": model.generator.loss(images[..., :8, :8]),
             "classification_loss": model.classification_loss(images, labels),
         }
-    if isinstance(model, KDADModel):
-        return {"distill_step": model.distill_step(images)}
-    if isinstance(model, MSADModel):
-        return {"loss": model.loss(images, images.flip(-1))}
-    if isinstance(model, PANDAModel):
-        return {"loss": model.loss(images)}
-    return {"restoration_step": model.restoration_step(images)[0]} if isinstance(model, ARNetModel) else {}
+    elif isinstance(model, ARNetModel):
+        losses = {"restoration_step": model.restoration_step(images)[0]}
+    elif isinstance(model, KDADModel):
+        losses = {"distill_step": model.distill_step(images)}
+    elif isinstance(model, MSADModel):
+        losses = {"loss": model.loss(images, images.flip(-1))}
+    elif isinstance(model, PANDAModel):
+        losses = {"loss": model.loss(images)}
+    elif isinstance(model, TransformalyModel):
+        losses = {"imitation_loss": model.imitation_loss(images)}
+    elif isinstance(model, DeepSVDDModel):
+        losses = {"reconstruction_loss": model.reconstruction_loss(images), "center_loss": model.center_loss(images)}
+    elif isinstance(model, FCDDModel):
+        anomalous = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        losses = {"loss": model.loss(images, anomalous)}
+    elif isinstance(model, UniADModel):
+        losses = {"restoration_loss": model.restoration_loss(images)}
+    return losses
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_losses_and_forward_pass(row, monkeypatch):
     module = row.build()
-    network, size = module.model, getattr(module.model, "resized_size", (32, 32))
+    network = module.model
+    size = getattr(network, "resized_size", getattr(network, "image_size", (32, 32)))
     if row.model.__name__ == "Fitymi":
         network.generator = module.build_generator()
         monkeypatch.setattr(fitymi, "random_crops", fitymi.center_crop)  # their places are drawn as numbers

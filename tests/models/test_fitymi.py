@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from anomalib_defend import Fitymi
 from anomalib_defend.models.fitymi import fakes as fakes_module
-from anomalib_defend.models.fitymi.fakes import FakeCache, fingerprint, own_fakes
+from anomalib_defend.models.fitymi.fakes import FakeCache, fingerprint
 from anomalib_defend.models.fitymi.generator import Generator
 from anomalib_defend.models.fitymi.torch_model import FitymiModel, center_crop, random_crops, resized_size
 from rounding import rounding
@@ -381,24 +381,6 @@ def test_fakes_of_ones_own_need_no_generator(make, make_data, make_engine, write
     assert model.trained_steps.tolist() == [0, 6]
     expected = engine.test(model, datamodule=data)
     assert make_engine().test(make(), datamodule=data, ckpt_path=engine.best_model_path) == expected
-
-
-def test_own_fakes_are_checked(write_images, tmp_path):
-    with pytest.raises(ValueError, match=r"fake_dir='.*nowhere' is not a folder"):
-        own_fakes(tmp_path / "nowhere", [])
-    (tmp_path / "empty" / "below").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds no images"):
-        own_fakes(tmp_path / "empty", [])
-    folder = write_images(4)
-    assert len(own_fakes(folder, [])) == 4
-    with pytest.raises(ValueError, match="holds 1 of the normal training images"):
-        own_fakes(folder, [str(folder / ".." / "own" / "2.png"), "other.png"])
-    with pytest.raises(ValueError, match="holds 1 of the test images"):
-        own_fakes(folder, ["other.png"], [str(folder / "0.png")])
-    (folder / "5.png").write_bytes(b"no image")
-    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"2 of 5 files are not usable images: 2\.png .*, 5\.png"):
-        own_fakes(folder, [])
 
 
 def test_without_diffusers_everything_but_the_generator_works(trained, make, make_data, make_engine, no_diffusers):

@@ -14,7 +14,7 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
 from PIL import Image
 
-from anomalib_defend import DN2, ARNet, Defend, Fitymi, SemanticVOC
+from anomalib_defend import DN2, FCDD, ARNet, DeepSVDD, Defend, Fitymi, SemanticVOC, Transformaly, UniAD
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from anomalib_defend.visualization import NoveltyVisualizer, picture_name, visualizer
 from anomalib_defend.visualization.findings import findings, threshold_of
@@ -235,7 +235,7 @@ def test_a_side_that_shows_nothing_is_refused():
         NoveltyVisualizer(side=8)
 
 
-@pytest.mark.parametrize("kind", [Defend, ARNet, DN2, Fitymi])
+@pytest.mark.parametrize("kind", [Defend, ARNet, DN2, Fitymi, Transformaly, DeepSVDD, FCDD, UniAD])
 def test_every_model_has_it_as_default(kind):
     assert type(kind.configure_visualizer()) is NoveltyVisualizer
 

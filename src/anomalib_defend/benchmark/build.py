@@ -136,7 +136,7 @@ def _check_model(settings: Settings) -> None:
         msg = f"init_args.weights: there is no file {weights}."
         raise FileNotFoundError(msg)
     hparams = build("model", settings).hparams
-    if weights is None and "weights" in hparams and hparams.get("pre_trained"):
+    if weights is None and "weights" in hparams and hparams.get("backbone") and hparams.get("pre_trained"):
         _fetch(hparams["backbone"])
 
 

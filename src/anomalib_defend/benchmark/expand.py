@@ -18,7 +18,7 @@ _KEYS = {"title", "variables", "reference", "accelerator", "seeds", "trainer", "
 _MODEL_KEYS = {"class_path", "init_args", "trainer"}
 _DATA_KEYS = {"class_path", "init_args", "categories", "model_args", "paper", "by_novel_class"}
 _BLOCK_KEYS = {"models", "data", "categories", "seeds", "model_args", "data_args", "trainer"}
-_PATHS = ("root", "weights", "fake_dir", "fake_cache")  # made absolute, because a cell runs in its own folder
+_PATHS = ("root", "weights", "fake_dir", "fake_cache", "outlier_dir")  # made absolute: a cell runs in its own folder
 
 
 def find(comparison: str) -> Path:

@@ -1,4 +1,4 @@
-"""Fake images on disk: sampled once, complete or absent, found again by later runs; or the user's own."""
+"""Fake images on disk: sampled once, complete or absent, found again by later runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import AnomalibDataset
 from anomalib.data.utils import read_image
-from pandas import DataFrame
-from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import Resize, Transform
+from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import make_grid
 
@@ -32,21 +28,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of the folder; part of the key
 SAMPLED_AT_ONCE = 64
 GRID_IMAGES, GRID_COLUMNS = 64, 8
-
-
-class FakeImages(AnomalibDataset):
-    """Fake images as a dataset, read and augmented as the normal ones are.
-
-    Args:
-        paths: The files.
-        augmentations: Applied to each image.
-    """
-
-    def __init__(self, paths: Sequence[Path], augmentations: Transform | None) -> None:
-        super().__init__(augmentations=augmentations)
-        table = DataFrame({"image_path": [str(path) for path in paths]})
-        self.samples = table.assign(split="train", label_index=1, mask_path="")
-        self.samples.attrs["task"] = "classification"
 
 
 class FakeCache:
@@ -139,48 +120,6 @@ def fingerprint(settings: Mapping[str, Any], paths: Iterable[str]) -> str:
         status = os.stat(path)  # noqa: PTH116 - 64,000 files
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def own_fakes(folder: str | Path, training: Iterable[str], test: Iterable[str] = ()) -> list[Path]:
-    """The images of the user's folder of fakes, sorted; each is decoded once.
-
-    Args:
-        folder: The folder; subfolders are not looked at.
-        training: The normal training images, none of which may be among the fakes.
-        test: The test images, none of which may be trained on.
-
-    Raises:
-        ValueError: If it is no folder, holds no images or images of the data set, or a file cannot be read.
-    """
-    where, root = f"fake_dir={str(folder)!r}", Path(folder).expanduser()
-    if not root.is_dir():
-        msg = f"{where} is not a folder (working directory {Path.cwd()})."
-        raise ValueError(msg)
-    paths = sorted(path for path in root.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-    if not paths:
-        msg = f"{where} holds no images ({', '.join(IMG_EXTENSIONS)}); subfolders are not looked at."
-        raise ValueError(msg)
-    resolved = {path.resolve() for path in paths}
-    for which, images in (("normal training", training), ("test", test)):
-        both = {Path(path).resolve() for path in images} & resolved
-        if both:
-            msg = f"{where} holds {len(both)} of the {which} images ({min(both)}): fakes must be others."
-            raise ValueError(msg)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
-        problems = [problem for problem in pool.map(_problem, paths) if problem]
-    if problems:
-        msg = f"{where}: {len(problems)} of {len(paths)} files are not usable images: {', '.join(problems[:3])}."
-        raise ValueError(msg)
-    return paths
-
-
-def _problem(path: Path) -> str:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path.name} ({error})"
-    return ""
 
 
 def small_images(paths: Sequence[str], size: int) -> Tensor:

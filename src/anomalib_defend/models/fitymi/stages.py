@@ -14,9 +14,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from anomalib_defend.models.components.fit_normality import fit_normality
 from anomalib_defend.models.components.normal_images import evaluating
+from anomalib_defend.models.components.other_images import find_images, other_batches
 from anomalib_defend.models.components.stage import Optimizers, Stage, Step
 
-from .fakes import SAMPLED_AT_ONCE, FakeCache, FakeImages, fingerprint, own_fakes, small_images
+from .fakes import SAMPLED_AT_ONCE, FakeCache, fingerprint, small_images
 from .generator import Generator, require_diffusers
 from .torch_model import FitymiModel
 
@@ -80,7 +81,7 @@ class Fakes:
             return True
         folder, images = self.arguments["fake_dir"], run.images.paths
         if folder is not None:
-            self.paths = own_fakes(folder, images, run.test_paths)
+            self.paths = find_images("fake_dir", folder, images, run.test_paths)
             logger.info("%d fakes of your own from %s.", len(self.paths), folder)
             return True
         lengths = Lengths.of(self.arguments, run)
@@ -315,21 +316,10 @@ class ClassifierStage(Stage):
     def step(self, batch: Batch, run: Run) -> Step:
         """Cross-entropy of as many normal as fake images."""
         if self._epoch != run.epoch:
-            self._epoch, self._batches = run.epoch, self._all_fakes(run)
+            self._epoch, self._batches = run.epoch, other_batches(run, self._fakes.paths)
         fakes = next(self._batches).image[: len(batch.image)]
         labels = torch.tensor([0] * len(batch.image) + [1] * len(fakes), device=fakes.device)
         return Step(self.model.classification_loss(torch.cat([batch.image, fakes]), labels))
-
-    def _all_fakes(self, run: Run) -> Iterator[Batch]:
-        """Batches of fakes for one epoch, in an order of its own; all of them before one comes again."""
-        images = run.images
-        dataset = FakeImages(self._fakes.paths, images.dataset.augmentations)
-        number = run.batches_per_epoch * (images.loader.batch_size or 1) * run.world_size
-        generator = torch.Generator().manual_seed(run.seed + run.epoch)
-        rounds = [torch.randperm(len(dataset), generator=generator) for _ in range(-(-number // len(dataset)))]
-        order = torch.cat(rounds)[:number][run.rank :: run.world_size]
-        for batch in images.read(dataset, order.tolist()):
-            yield images.preprocess(batch)
 
     def complete(self, run: Run) -> None:
         """Fill the memory with the features that the classifier has now."""

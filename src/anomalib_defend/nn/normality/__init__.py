@@ -3,6 +3,7 @@
 from .base import Normality
 from .center import Center
 from .clusters import Clusters
+from .gaussian import Gaussian
 from .neighbors import NearestNeighbors
 
-__all__ = ["Center", "Clusters", "NearestNeighbors", "Normality"]
+__all__ = ["Center", "Clusters", "Gaussian", "NearestNeighbors", "Normality"]
