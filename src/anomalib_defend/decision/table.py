@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LABELS = {None: "", False: "normal", True: "novel"}
 SELECTED = "selected"
+SEPARATOR = "; "
 _RUNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 
 
@@ -38,8 +39,11 @@ class Row:
     """Raw score above which images are called novel."""
     true_label: bool | None = None
     categories: str = ""
+    """Names of the categories of which it holds an object, joined by ``SEPARATOR``."""
     box: str = ""
+    """Where the normal object was found: left, top, right and bottom in pixels of the file, with spaces between."""
     picture: str = ""
+    """File, relative to the table's folder."""
     error: str = ""
     """Why there is no score."""
 
@@ -107,6 +111,50 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
         for index in order:
             mark = [] if chosen is None else ["yes" if chosen[index] else "no"]
             writer.writerow([*cells(rows[index]), *mark])
+
+
+def read_table(path: Path) -> list[Row]:
+    """Read a table back; names stay as they are written, ``data.file_names.from_text`` opens them.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no table of results; names the line.
+    """
+    if not path.is_file():
+        msg = f"{to_text(str(path))} does not exist: give a run's folder, or its test.csv or predictions.csv."
+        raise FileNotFoundError(msg)
+    rows: list[Row] = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        absent = [name for name in ("path", "score", "label") if name not in (reader.fieldnames or ())]
+        if absent:
+            msg = (
+                f"{to_text(str(path))} is no table of results, it has no column {', '.join(absent)}: give a test.csv "
+                "or predictions.csv of this version."
+            )
+            raise ValueError(msg)
+        try:
+            rows.extend(_row(cells) for cells in reader)
+        except (ValueError, KeyError) as error:
+            msg = f"{to_text(str(path))}, line {reader.line_num}, cannot be read ({error}): test or predict anew."
+            raise ValueError(msg) from error
+    return rows
+
+
+def _row(cells: dict[str, str]) -> Row:
+    labels = {text: label for label, text in LABELS.items()}
+    result = Row("")
+    for name in COLUMNS:
+        text = cells.get(name) or ""
+        value: object = text
+        if name in {"label", "true_label"}:
+            value = labels[text]
+        elif name in {"score", "raw_score", "p_value", "threshold"}:
+            value = float(text) if text else None
+        elif text.startswith("'") and text[1:].startswith(_RUNS) and name not in {"path", "picture"}:
+            value = text[1:]
+        setattr(result, name, value)
+    return result
 
 
 def _novelty(row: Row) -> float:
