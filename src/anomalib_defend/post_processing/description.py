@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anomalib_defend.decision.calibration import Calibration
 
 FORMAT = 1
+SPLITS = ("train", "val", "test")
 PACKAGES = ("anomalib-defend", "anomalib", "torch", "lightning", "timm")
 
 
@@ -74,8 +75,8 @@ def _data(datamodule: Any) -> dict[str, Any] | None:
         name: getattr(datamodule, name, None) for name in ("root", "category", "categories", "setting", "seed")
     }
     content |= {name: _text(value) for name, value in arguments.items() if value is not None}
-    splits = {split: getattr(datamodule, f"{split}_data", None) for split in ("train", "val", "test")}
-    content["splits"] = {split: _counts(data.samples) for split, data in splits.items() if hasattr(data, "samples")}
+    samples = {split: getattr(getattr(datamodule, f"{split}_data", None), "samples", None) for split in SPLITS}
+    content["splits"] = {split: _counts(frame) for split, frame in samples.items() if frame is not None}
     return content
 
 
