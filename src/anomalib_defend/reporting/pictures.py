@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +26,7 @@ SHOWN = 1200  # of more images
 MISTAKES = 900  # of those, so that some near the threshold are always among them
 SIDE = 176  # pixels of a square picture's side
 BYTES = 4800  # of a picture: two for each of 1,000 images are 13 MB as text
-_STEPS = ((1.0, 70), (1.0, 45), (0.8, 35), (0.6, 25), (0.4, 10))  # sizes and qualities until it fits
+_QUALITY, _LESS = 70, 45  # at full size, and of what has to be smaller
 
 Shown = tuple[str, str]
 """Image and heat map as base64 of WebP; the latter is empty where there is none."""
@@ -101,12 +102,15 @@ def tuple_of(panels: Sequence[Image.Image]) -> Shown:
 def _small(image: Image.Image) -> str:
     """WebP of at most ``BYTES``, as base64."""
     width, height = panel_size(image.size, SIDE)
-    content = b""
-    for factor, quality in _STEPS:
-        size = (max(1, round(factor * width)), max(1, round(factor * height)))
-        file = BytesIO()
-        image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0).save(file, "WEBP", quality=quality, method=2)
-        content = file.getvalue()
-        if len(content) <= BYTES:
-            break
+    content, factor = _webp(image, width, height, _QUALITY), 1.0
+    while len(content) > BYTES and factor * min(width, height) > 1:
+        factor *= min(0.95, math.sqrt(BYTES / len(content)))
+        content = _webp(image, max(1, round(factor * width)), max(1, round(factor * height)), _LESS)
     return base64.b64encode(content).decode("ascii")
+
+
+def _webp(image: Image.Image, width: int, height: int, quality: int) -> bytes:
+    file = BytesIO()
+    reduced = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    reduced.save(file, "WEBP", quality=quality, method=1)
+    return file.getvalue()
