@@ -161,6 +161,8 @@
     event.preventDefault();
   });
   slider.addEventListener("pointermove", (event) => { if (slider.hasPointerCapture(event.pointerId)) drag(event); });
+  // or a finger scrolls the page: touch-action does nothing for parts of an SVG
+  slider.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
   const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10, Home: -200, End: 200 };
   slider.addEventListener("keydown", (event) => {
     if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
