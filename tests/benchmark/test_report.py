@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from anomalib_defend.benchmark.papers import figures
 from anomalib_defend.benchmark.plan import Cell, Comparison, save
 from anomalib_defend.benchmark.report import Table
-from anomalib_defend.benchmark.statistics import auroc, difference, pair
+from anomalib_defend.benchmark.statistics import difference, pair
 from anomalib_defend.commands import main
+from anomalib_defend.decision.ranking import auroc
 
 
 def make_scores(seed, shift, images=200, noise=None):

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from anomalib_defend.data.file_names import to_text
-from anomalib_defend.decision.table import COLUMNS, Row, append, append_chosen, cells, to_box, write_header
+from anomalib_defend.decision.table import (
+    COLUMNS,
+    Row,
+    append,
+    append_chosen,
+    cells,
+    read_table,
+    to_box,
+    write_header,
+)
 
 ISSUE = "path, score, label, raw_score, p_value, threshold, true_label, categories, box, picture, error"
 
@@ -82,3 +91,26 @@ def test_an_earlier_table_is_left_alone(table) -> None:
     before = table.read_text()
     assert not write_header(table)
     assert table.read_text() == before
+
+
+def test_a_table_is_read_as_it_was_written(table) -> None:
+    rows = [
+        Row("a.png", 0.75, True, 1.5, 0.01, 1.25, False, "dog; cat", "1 2 3 4", "images/a.png"),
+        Row("b.png", categories="=1", error="the file is empty"),
+    ]
+    append(table, rows)
+    assert read_table(table) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("image_path,pred_score\n", "no column path, score"), ("path,score,label\na,x,normal\n", "line 2"),
+     ("path,score,label\na,1,odd\n", "line 2")],
+)  # fmt: skip
+def test_what_is_no_table_is_named(tmp_path, content, message) -> None:
+    path = tmp_path / "test.csv"
+    with pytest.raises(FileNotFoundError, match=r"test\.csv does not exist"):
+        read_table(path)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(path)

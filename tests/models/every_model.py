@@ -69,6 +69,7 @@ class Row(NamedTuple):
         return model
 
 
+OUTLIERS = str(Path(__file__).parent / "outliers")
 ROWS = (
     Row(Defend, TWO_STAGES),
     Row(

@@ -1,5 +1,6 @@
 """The table that a run writes, and what it says at its end."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from anomalib.data import ImageBatch
 from torch.utils.data import DataLoader, Dataset
 
+from anomalib_defend.decision import Calibration
 from anomalib_defend.post_processing import NormalQuantilePostProcessor, PredictionTable
 
 
@@ -149,9 +151,28 @@ def test_an_image_that_could_not_be_scored_is_named(trainer, tmp_path) -> None:
 def test_earlier_tables_stay(trainer, tmp_path) -> None:
     for _ in range(3):
         run(PredictionTable(), trainer, model_of(0.1, 0.2), [0.3], stage="predict")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "predictions-1.csv", "predictions-2.csv", "predictions.csv",
-    ]  # fmt: skip
+    names = ["predictions-1", "predictions-2", "predictions"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.{end}" for name in names for end in ("csv", "json")}
+
+
+def test_what_was_run_is_beside_the_table(trainer, tmp_path) -> None:
+    trainer.ckpt_path = tmp_path / "model.ckpt"
+    trainer.datamodule = SimpleNamespace(
+        root=tmp_path, category="dog", test_data=SimpleNamespace(samples=pd.DataFrame({"label_index": [0, 1, 1, -1]}))
+    )
+    model = model_of(0.1, 0.2)
+    model.hparams, model.run_seed = {"backbone": "deit", "weights": None, "pre_processor": object()}, 7
+    run(PredictionTable(), trainer, model, [0.3])
+    content = json.loads((tmp_path / "test.json").read_text())
+    assert content["arguments"] == {"backbone": "deit"}
+    assert content["data"] == {
+        "name": "SimpleNamespace", "root": str(tmp_path), "category": "dog",
+        "splits": {"test": {"normal": 1, "novel": 2, "unknown": 1}},
+    }  # fmt: skip
+    assert (content["seed"], content["checkpoint"]) == (7, str(tmp_path / "model.ckpt"))
+    assert content["command"] is None  # this is no command line
+    assert {"Python", "anomalib", "torch"} <= content["versions"].keys()
+    assert Calibration.from_content(content["calibration"]) == model.post_processor.calibration
 
 
 def test_sensitivity_moves_the_threshold_of_the_table(trainer, tmp_path) -> None:

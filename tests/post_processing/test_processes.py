@@ -134,7 +134,9 @@ def test_two_processes_write_what_one_writes(tmp_path) -> None:
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-3000:]
-        assert sorted(path.name for path in folder.iterdir()) == ["predictions.csv", "result.json", "test.csv"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "predictions.csv", "predictions.json", "result.json", "test.csv", "test.json",
+        ]  # fmt: skip
         results.append(
             [json.loads((folder / "result.json").read_text()).items()]
             + [(folder / f"{name}.csv").read_text() for name in ("test", "predictions")]

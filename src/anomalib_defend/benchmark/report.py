@@ -10,10 +10,12 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from anomalib_defend.decision.ranking import REPLICATES, auroc
+
 from . import papers
 from .plan import Cell, Comparison, read_plan
 from .results import Result, read_error, read_result
-from .statistics import REPLICATES, Difference, auroc, difference, pair
+from .statistics import Difference, difference, pair
 
 MEAN = "mean"
 

@@ -1,15 +1,14 @@
-"""AUROC under resampled test images, and the paired difference of two models with its interval."""
+"""The paired difference of two models' AUROC under resampled test images, with its interval."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-REPLICATES = 2000
-_CHUNK = 100  # replicates at once: 40,000 images x 100 x 8 bytes
+from anomalib_defend.decision.ranking import REPLICATES, auroc, draws
 
 
 @dataclass(frozen=True)
@@ -54,27 +53,6 @@ def pair(ours: pd.DataFrame, theirs: pd.DataFrame) -> Pair | None:
     return Pair(*columns)
 
 
-def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve, ties counted half.
-
-    Args:
-        labels: (N,), 1: novel.
-        scores: (N,), higher is more novel.
-        weights: (B, N), how often each image is drawn in each of B replicates; once, if not given.
-
-    Returns:
-        (B,); NaN where a replicate has images of one label alone.
-    """
-    weights = np.ones((1, len(labels))) if weights is None else weights
-    order = np.argsort(scores, kind="stable")
-    _, starts = np.unique(scores[order], return_index=True)
-    novel = np.add.reduceat(np.where(labels[order] == 1, weights[:, order], 0.0), starts, axis=1)
-    normal = np.add.reduceat(np.where(labels[order] == 1, 0.0, weights[:, order]), starts, axis=1)
-    below = np.cumsum(normal, axis=1) - normal / 2
-    with np.errstate(invalid="ignore"):
-        return (novel * below).sum(axis=1) / (novel.sum(axis=1) * normal.sum(axis=1))
-
-
 def difference(pairs: Sequence[Pair], seed: int = 0) -> Difference:
     """Mean difference over seeds or categories, with a bootstrap interval over the test images.
 
@@ -106,16 +84,6 @@ def difference(pairs: Sequence[Pair], seed: int = 0) -> Difference:
             differences.append(auroc(pair.labels, pair.ours, drawn) - auroc(pair.labels, pair.theirs, drawn))
         return np.einsum("p,pb->b", shares, np.stack(differences))
 
-    replicates = np.concatenate([mean(weights) for weights in _draw(strata, np.random.default_rng(seed))])
+    replicates = np.concatenate([mean(weights) for weights in draws(strata, np.random.default_rng(seed), REPLICATES)])
     low, high = np.nanquantile(replicates, [0.025, 0.975])
     return Difference(float(mean(None)[0]), float(low), float(high))
-
-
-def _draw(strata: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each image is drawn, with replacement, as many of each stratum as it has."""
-    for _ in range(REPLICATES // _CHUNK):
-        weights = np.empty((_CHUNK, len(strata)))
-        for stratum in np.unique(strata):
-            members = np.flatnonzero(strata == stratum)
-            weights[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), _CHUNK)
-        yield weights

@@ -150,12 +150,12 @@ def one_row_a_file(samples: DataFrame, files: Mapping[str, File]) -> DataFrame:
 _Row = tuple[str, str, bool, frozenset[str]]
 """Of an image: path, split, whether it is normal, its categories."""
 
-_SEPARATOR = "; "  # no name of a data set at hand has it
+SEPARATOR = "; "  # of names of categories in one text; no name of a data set at hand has it
 
 
 def _frame(rows: Iterable[_Row]) -> DataFrame:
     table = [
-        (path, split, "normal" if normal else "novel", int(not normal), "", _SEPARATOR.join(sorted(categories)))
+        (path, split, "normal" if normal else "novel", int(not normal), "", SEPARATOR.join(sorted(categories)))
         for path, split, normal, categories in rows
     ]
     samples = DataFrame(table, columns=["image_path", "split", "label", "label_index", "mask_path", "categories"])
@@ -166,7 +166,7 @@ def _frame(rows: Iterable[_Row]) -> DataFrame:
 def _rows(samples: DataFrame) -> Iterator[_Row]:
     columns = ("image_path", "split", "label", "categories")
     for path, split, label, categories in zip(*(samples[name] for name in columns), strict=True):
-        yield path, split, label == "normal", frozenset(filter(None, categories.split(_SEPARATOR)))
+        yield path, split, label == "normal", frozenset(filter(None, categories.split(SEPARATOR)))
 
 
 def replace_novel(samples: DataFrame, novel_paths: list[str]) -> DataFrame:

@@ -125,12 +125,33 @@ class Calibration:
         pixel = None if self.pixel is None else self.pixel.moved(target_fpr)
         return replace(self, target_fpr=target_fpr, image=self.image.moved(target_fpr), pixel=pixel)
 
-    def save(self, path: Path) -> None:
-        """Write a JSON file."""
+    def content(self) -> dict[str, Any]:
+        """What a JSON file of it holds."""
         from anomalib_defend import __version__  # noqa: PLC0415 - the package's root imports nothing of its parts
 
-        content = {"format": FORMAT, "written_by": f"anomalib-defend {__version__}", **asdict(self)}
-        path.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
+        return {"format": FORMAT, "written_by": f"anomalib-defend {__version__}", **asdict(self)}
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> Calibration:
+        """What ``content`` has told.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError: If it is something else.
+        """
+        if content["format"] != FORMAT:
+            msg = f"format {content['format']} is another than {FORMAT}"
+            raise ValueError(msg)
+        levels = {
+            name: Level(**{**content[name], "normal_scores": tuple(map(float, content[name]["normal_scores"]))})
+            for name in ("image", "pixel")
+            if content[name] is not None
+        }
+        options = {name: content[name] for name in ("target_fpr", "sensitivity", "normalized", "arithmetic")}
+        return cls(**options, image=levels["image"], pixel=levels.get("pixel"))
+
+    def save(self, path: Path) -> None:
+        """Write a JSON file."""
+        path.write_text(f"{json.dumps(self.content(), indent=1)}\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -147,17 +168,7 @@ class Calibration:
             )
             raise FileNotFoundError(msg)
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                msg = f"format {content['format']} is another than {FORMAT}"
-                raise ValueError(msg)
-            levels = {
-                name: Level(**{**content[name], "normal_scores": tuple(map(float, content[name]["normal_scores"]))})
-                for name in ("image", "pixel")
-                if content[name] is not None
-            }
-            options = {name: content[name] for name in ("target_fpr", "sensitivity", "normalized", "arithmetic")}
-            return cls(**options, image=levels["image"], pixel=levels.get("pixel"))
+            return cls.from_content(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             msg = f"{path} is no calibration that this version can read ({error!r}): export or calibrate anew."
             raise ValueError(msg) from error

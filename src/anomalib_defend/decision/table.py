@@ -20,6 +20,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the image's file, ends excluded."""
 LABELS = {None: "", False: "normal", True: "novel"}
 SELECTED = "selected"
+
 _RUNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 
 
@@ -40,9 +41,11 @@ class Row:
     """Raw score above which images are called novel."""
     true_label: bool | None = None
     categories: str = ""
+    """Names of the categories of which it holds an object, joined by ``data.protocol.SEPARATOR``."""
     box: Box | None = None
     """Where the normal object was found, for models that know it."""
     picture: str = ""
+    """File, relative to the table's folder."""
     error: str = ""
     """Why there is no score."""
 
@@ -64,12 +67,17 @@ def cells(row: Row) -> list[str]:
             text = to_text(value)
             result.append(f"./{text}" if text.startswith(_RUNS) else text)  # the same file
         elif name == "box":
-            result.append("" if value is None else " ".join(f"{number:.6g}" for number in value))
+            result.append("" if value is None else box_text(value))
         elif isinstance(value, str):
             result.append(f"'{value}" if value.startswith(_RUNS) else value)
         else:
             result.append("" if value is None else f"{value:.9g}")
     return result
+
+
+def box_text(box: Box) -> str:
+    """The four numbers, with spaces between."""
+    return " ".join(f"{number:.6g}" for number in box)
 
 
 def to_box(value: Iterable[float] | None) -> Box | None:
@@ -121,6 +129,52 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
         for index in order:
             mark = [] if chosen is None else ["yes" if chosen[index] else "no"]
             writer.writerow([*cells(rows[index]), *mark])
+
+
+def read_table(path: Path) -> list[Row]:
+    """Read a table back; names stay as they are written, ``data.file_names.from_text`` opens them.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no table of results; names the line.
+    """
+    if not path.is_file():
+        msg = f"{to_text(str(path))} does not exist: give a run's folder, or its test.csv or predictions.csv."
+        raise FileNotFoundError(msg)
+    rows: list[Row] = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        absent = [name for name in ("path", "score", "label") if name not in (reader.fieldnames or ())]
+        if absent:
+            msg = (
+                f"{to_text(str(path))} is no table of results, it has no column {', '.join(absent)}: give a test.csv "
+                "or predictions.csv of this version."
+            )
+            raise ValueError(msg)
+        try:
+            rows.extend(_row(cells) for cells in reader)
+        except (ValueError, KeyError) as error:
+            msg = f"{to_text(str(path))}, line {reader.line_num}, cannot be read ({error}): test or predict anew."
+            raise ValueError(msg) from error
+    return rows
+
+
+def _row(cells: dict[str, str]) -> Row:
+    labels = {text: label for label, text in LABELS.items()}
+    result = Row("")
+    for name in COLUMNS:
+        text = cells.get(name) or ""
+        value: object = text
+        if name in {"label", "true_label"}:
+            value = labels[text]
+        elif name in {"score", "raw_score", "p_value", "threshold"}:
+            value = float(text) if text else None
+        elif name == "box":
+            value = to_box(map(float, text.split())) if text else None
+        elif text.startswith("'") and text[1:].startswith(_RUNS) and name not in {"path", "picture"}:
+            value = text[1:]
+        setattr(result, name, value)
+    return result
 
 
 def _novelty(row: Row) -> float:

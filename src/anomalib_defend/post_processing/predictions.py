@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from anomalib_defend.decision.conformal import check_share
 from anomalib_defend.decision.table import Row, append, append_chosen, to_box, write_header
 
+from .description import Description
 from .processes import DataOrder, EachBatch, categories_of, gather, is_several
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 class PredictionTable(EachBatch, Callback):
     """Write every tested or predicted image to ``test.csv`` or ``predictions.csv`` in the run's folder.
+
+    What was run is beside it in ``test.json`` or ``predictions.json``, for `anomalib-defend report`.
 
     One table in the data set's order, whatever the number of processes, with the columns of `decision.table.Row`. A
     single process adds each batch as it comes. Earlier tables stay: the next ones are ``predictions-1.csv`` ...
@@ -44,6 +47,7 @@ class PredictionTable(EachBatch, Callback):
         self._path: Path | None = None  # None in all processes but the first
         self._order = DataOrder()
         self._calibration: Calibration | None = None
+        self._description: Description | None = None
         self._rows: list[tuple[int, Row]] = []
         self._categories: dict[int, str] | None = None
 
@@ -59,6 +63,7 @@ class PredictionTable(EachBatch, Callback):
         self._calibration = getattr(getattr(pl_module, "post_processor", None), "calibration", None)
         self._rows, self._path, self._categories = [], None, None
         self._order.start()
+        self._description = Description(trainer, pl_module)
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,6 +154,8 @@ class PredictionTable(EachBatch, Callback):
             append_chosen(self._path, rows, novel_first=self.novel_first, target_fdr=self.target_fdr)
         else:
             append(self._path, [row for row in rows if row.error])
+        if self._description is not None:
+            self._description.save(self._path, self._calibration)
         return rows
 
 

@@ -28,6 +28,7 @@ SCALE_MARKS = (0.0, 0.5, 1.0)
 HEAT = 0.75  # share of the colour over the grey image
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 
+PANELS = "anomalib-defend panels"  # number, width and height of the panels, in the file
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -93,7 +94,7 @@ def draw_picture(image: Image.Image, finding: Finding, side: int, size: tuple[in
         panels.append(heat_panel(panels[0], finding.heat, finding.above))
     if finding.box is not None:
         for one in panels:
-            _draw_box(one, finding.box, (panel[0] / size[0], panel[1] / size[1]))
+            draw_box(one, finding.box, (panel[0] / size[0], panel[1] / size[1]))
     width = max(MIN_WIDTH, len(panels) * (panel[0] + GAP) - GAP)
     rows = [_verdict(finding.novel, width), *(_paragraph(words, width) for words in finding.caption())]
     if finding.heat is not None:
@@ -102,11 +103,22 @@ def draw_picture(image: Image.Image, finding: Finding, side: int, size: tuple[in
     canvas = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
     for index, one in enumerate(panels):
         canvas.paste(one, (MARGIN + index * (panel[0] + GAP), MARGIN))
+    canvas.info[PANELS] = f"{len(panels)} {panel[0]} {panel[1]}"
     top = MARGIN + panel[1] + GAP
     for row in rows:
         canvas.paste(row, (MARGIN, top))
         top += row.height + GAP
     return canvas
+
+
+def panels_of(picture: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Where image and heat map are in a picture (left, top, right, bottom); empty if another program has drawn it."""
+    try:
+        count, width, height = map(int, str(picture.info.get(PANELS, "")).split())
+    except ValueError:
+        return []
+    lefts = [MARGIN + index * (width + GAP) for index in range(count)]
+    return [(left, MARGIN, left + width, MARGIN + height) for left in lefts]
 
 
 def panel_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -180,7 +192,7 @@ def _paragraph(words: str, width: int) -> Image.Image:
     return row
 
 
-def _draw_box(panel: Image.Image, box: Sequence[float], factors: tuple[float, float]) -> None:
+def draw_box(panel: Image.Image, box: Sequence[float], factors: tuple[float, float]) -> None:
     """Draw a frame of two colours, within the panel."""
     edges = []
     for start, end, factor, length in zip(box[:2], box[2:], factors, panel.size, strict=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from .findings import findings
 from .names import picture_name
-from .picture import Finding, draw_picture, panel_size
+from .picture import PANELS, Finding, draw_picture, panel_size
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule
@@ -114,10 +116,20 @@ def save(picture: Image.Image, path: Path) -> None:
     try:
         # half of Pillow's time at its fastest; without parameters OpenCV takes one filter, not the best of all
         _, content = cv2.imencode(".png", cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))
-        draft.write_bytes(content.tobytes())
+        draft.write_bytes(_with_text(content.tobytes(), PANELS, picture.info.get(PANELS, "")))
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _with_text(png: bytes, name: str, words: str) -> bytes:
+    """A PNG file with a text in it, which OpenCV cannot write."""
+    if not words:
+        return png
+    chunk = b"tEXt" + name.encode("latin-1") + b"\0" + words.encode("latin-1")
+    head = len(b"\x89PNG\r\n\x1a\n") + 25  # the signature, and the chunk that comes first
+    framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return png[:head] + framed + png[head:]
 
 
 def read_reduced(path: str, side: int) -> tuple[Image.Image, tuple[int, int]]:

@@ -1,0 +1,205 @@
+"""The page: one HTML file with everything in it, which no script or picture of elsewhere can join."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+
+from anomalib_defend._version import __version__
+from anomalib_defend.data.file_names import to_text
+from anomalib_defend.data.protocol import SEPARATOR
+from anomalib_defend.decision.table import box_text, read_table
+
+from . import figures
+from .pictures import ALL, chosen, encoded, is_mistake
+from .run import Run, find_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anomalib_defend.decision.table import Row
+
+_PARTS = files(__package__) / "page_parts"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        path: The page.
+        table: What it is made of.
+        images: Scored images in it.
+        pictures: Those of them that are shown.
+        sentence: The verdict.
+    """
+
+    path: Path
+    table: Path
+    images: int
+    pictures: int
+    sentence: str
+
+
+def write_report(source: Path, out: Path | None = None, model: Path | None = None) -> Report:
+    """Write the page of a finished test or prediction.
+
+    Args:
+        source: A run's folder, or its table.
+        out: The page; ``report.html`` beside the table by default. A page that is there is replaced.
+        model: Checkpoint, export or ``.calibration.json``, where the folder does not tell what the scores mean.
+
+    Raises:
+        FileNotFoundError: If there is no table.
+        ValueError: If it holds no score, or its labels do not follow from its scores.
+    """
+    run = find_run(source, model)
+    rows = read_table(run.table)
+    scored = sorted((row for row in rows if _is_number(row.score)), key=lambda row: -(row.score or 0.0))
+    if not scored:
+        msg = f"{to_text(str(run.table))} holds no scored image: test or predict first."
+        raise ValueError(msg)
+    threshold = figures.threshold_of(scored)
+    shown = chosen(scored, threshold)
+    pictures = dict(zip(shown, encoded([scored[index] for index in shown], run.table.parent), strict=True))
+    out = run.table.with_name("report.html") if out is None else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sentence = verdict(scored, run)
+    draft = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        draft.write_text(
+            _rendered(
+                run=run,
+                sentence=sentence,
+                curves=figures.curves(scored),
+                histogram=figures.histogram(scored, threshold),
+                errors=[row for row in rows if not _is_number(row.score)],
+                selection=_selection(scored, shown, pictures),
+                data=_data(scored, threshold, run, pictures),
+            ),
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Report(out, run.table, len(scored), sum(picture is not None for picture in pictures.values()), sentence)
+
+
+def verdict(rows: Sequence[Row], run: Run) -> str:
+    """The outcome in a sentence or two, with the number of false alarms that is expected."""
+    novel = sum(row.label is True for row in rows)
+    names = run.normal_categories()
+    does = (
+        f"{'does' if novel == 1 else 'do'} not show {_listed(names)}"
+        if names
+        else "is novel"
+        if novel == 1
+        else "are novel"
+    )
+    if all(row.label is None for row in rows):
+        return f"{len(rows)} images have a score, and no verdict: the model gives no labels."
+    sentence = f"Of {len(rows)} images {novel} {does}, says the model"
+    if run.calibration is None:
+        sentence += (
+            "; how many false alarms were to be expected is not known, since the run keeps no validation scores."
+        )
+    else:
+        hundred = run.calibration.expected_count(100)
+        sentence += (
+            f"; about {hundred.mean:.0f} of 100 normal images are expected to be called novel "
+            f"(95 % interval {hundred.low:.0f} to {hundred.high:.0f})."
+        )
+    normal, abnormal = ([row for row in rows if row.true_label is truth] for truth in (False, True))
+    if normal:
+        sentence += f" Of the {len(normal)} normal ones {sum(map(is_mistake, normal))} were called novel"
+        if run.calibration is not None:
+            expected = run.calibration.expected_count(len(normal))
+            sentence += f" ({expected.mean:.1f} expected, 95 % interval {expected.low:.0f} to {expected.high:.0f})"
+        sentence += f"; of the {len(abnormal)} novel ones {sum(map(is_mistake, abnormal))} were missed."
+    return sentence
+
+
+def _rendered(data: dict[str, Any], **values: Any) -> str:
+    style, script = (_PARTS.joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_PARTS.joinpath("report.html.j2").read_text(encoding="utf-8"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    return template.render(
+        style=style, script=script, policy=policy, data=_embedded(data), version=__version__, all=ALL, **values
+    )
+
+
+def _hash(text: str) -> str:
+    """How a content security policy names the one text that is allowed."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    """JSON that ends no element of a page, whatever is in it."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _data(
+    rows: Sequence[Row], threshold: float | None, run: Run, pictures: dict[int, tuple[str, str] | None]
+) -> dict[str, Any]:
+    """What the script needs; of each image a list, since names would be half of the page."""
+    known = [_categories(row) for row in rows]
+    names = sorted({name for categories in known for name in categories})
+    numbers = {name: number for number, name in enumerate(names)}
+    truth = {None: -1, False: 0, True: 1}
+    return {
+        "threshold": threshold,
+        "validation": [] if run.calibration is None else figures.validation_scores(run.calibration),
+        "categories": names,
+        "rows": [
+            [
+                row.path,
+                row.score,
+                row.p_value if _is_number(row.p_value) else None,
+                truth[row.true_label],
+                [numbers[name] for name in categories],
+                None if row.box is None else box_text(row.box),
+            ]
+            for row, categories in zip(rows, known, strict=True)
+        ],
+        "pictures": {index: picture for index, picture in pictures.items() if picture is not None},
+    }
+
+
+def _selection(rows: Sequence[Row], shown: Sequence[int], pictures: dict[int, Any]) -> str:
+    """Which images have a picture, where not all have."""
+    if len(shown) == len(rows):
+        absent = sum(picture is None for picture in pictures.values())
+        return f"{absent} images could be read no more, and have no picture." if absent else ""
+    wrong = sum(map(is_mistake, rows))
+    with_picture = sum(is_mistake(rows[index]) for index in shown)
+    return (
+        f"Of {len(rows)} images {len(shown)} have a picture: {with_picture} of the {wrong} mistakes and the images "
+        "nearest to the threshold. The others are listed without."
+    )
+
+
+def _categories(row: Row) -> list[str]:
+    return [name for name in row.categories.split(SEPARATOR) if name]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(f"“{name}”" for name in names)
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

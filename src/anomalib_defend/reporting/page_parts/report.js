@@ -1,0 +1,187 @@
+"use strict";
+(() => {
+  const PAGE = 48, LEFT = 10, WIDTH = 780;
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const at = (id) => document.getElementById(id);
+  const rows = data.rows.map(([name, score, p, truth, categories, box], index) =>
+    ({ name, score, p, truth, categories, box, picture: data.pictures[index] }));
+  const normal = rows.filter((row) => row.truth === 0);
+  const novel = rows.filter((row) => row.truth === 1);
+  const low = Number(at("histogram").dataset.low), high = Number(at("histogram").dataset.high);
+  const first = data.threshold === null ? (low + high) / 2 : data.threshold;
+  let threshold = first, page = 0;
+
+  const isNovel = (row) => row.score > threshold;
+  const isMistake = (row) => row.truth >= 0 && isNovel(row) !== (row.truth === 1);
+  const count = (list, test) => list.reduce((sum, row) => sum + (test(row) ? 1 : 0), 0);
+  const share = (part, whole) => whole ? `${part} of ${whole} (${(100 * part / whole).toFixed(1)} %)` : "none";
+
+  // How many of `images` new normal images lie above the rank-th largest of n validation scores: beta-binomial, by the
+  // ratio of neighbouring probabilities. Below the smallest score nothing is promised.
+  function expectedCount(n, rank, images) {
+    const b = n + 1 - rank;
+    if (b < 1) return { mean: images, low: 0, high: images };
+    const logs = [0];
+    for (let k = 0; k < images; k++) logs.push(logs[k] + Math.log((images - k) * (rank + k) / ((k + 1) * (images - k - 1 + b))));
+    const top = logs.reduce((a, c) => Math.max(a, c), -Infinity);
+    const weights = logs.map((value) => Math.exp(value - top));
+    const total = weights.reduce((a, c) => a + c, 0);
+    const quantile = (q) => {
+      let sum = 0;
+      for (let k = 0; k < images; k++) { sum += weights[k] / total; if (sum >= q - 1e-12) return k; }
+      return images;
+    };
+    return { mean: images * rank / (n + 1), low: quantile(0.025), high: quantile(0.975) };
+  }
+
+  function expectation() {
+    const n = data.validation.length, images = normal.length || rows.length;
+    if (!n) return "not known: the run keeps no normal validation scores";
+    const expected = expectedCount(n, 1 + count(data.validation, (score) => score > threshold), images);
+    const of = normal.length ? `of ${images} normal images` : `of ${images} images, if all of them were normal`;
+    return `${expected.mean.toFixed(1)} ${of} (95 % interval ${expected.low} to ${expected.high}, from ${n} validation images)`;
+  }
+
+  function showFigures() {
+    const called = count(rows, isNovel), alarms = count(normal, isNovel), found = count(novel, isNovel);
+    const labelled = alarms + found;
+    const texts = {
+      threshold: threshold.toFixed(4), called: share(called, rows.length), alarms: share(alarms, normal.length),
+      misses: share(novel.length - found, novel.length), precision: labelled ? share(found, labelled) : "nothing is called novel",
+      expected: expectation(), tn: normal.length - alarms, fp: alarms, fn: novel.length - found, tp: found,
+    };
+    for (const [id, text] of Object.entries(texts)) at(id).textContent = text;
+    const x = LEFT + WIDTH * (threshold - low) / (high - low), slider = at("slider");
+    slider.setAttribute("transform", `translate(${x.toFixed(2)} 0)`);
+    slider.setAttribute("aria-valuenow", threshold.toFixed(4));
+    slider.setAttribute("aria-valuetext", `${threshold.toFixed(4)}, ${texts.called} called novel`);
+    if (at("roc-mark") && normal.length && novel.length) {
+      const place = (id, across, up) => {
+        at(id).setAttribute("cx", 40 + 200 * across);
+        at(id).setAttribute("cy", 210 - 200 * up);
+      };
+      place("roc-mark", alarms / normal.length, found / novel.length);
+      place("recall-mark", found / novel.length, labelled ? found / labelled : 1);
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------ categories
+  const held = data.categories.map((name, number) => {
+    const mine = rows.filter((row) => row.truth >= 0 && row.categories.includes(number));
+    return { name, normal: mine.filter((row) => row.truth === 0), novel: mine.filter((row) => row.truth === 1) };
+  });
+  const order = [...held].sort((a, b) => count([...b.normal, ...b.novel], isMistake) - count([...a.normal, ...a.novel], isMistake));
+  function showCategories() {
+    const body = at("categories").tBodies[0];
+    body.replaceChildren(...order.filter((one) => one.normal.length + one.novel.length).map((one) => {
+      const line = document.createElement("tr"), head = document.createElement("th");
+      head.scope = "row";
+      head.textContent = one.name;
+      line.append(head);
+      for (const text of [one.normal.length, share(count(one.normal, isMistake), one.normal.length),
+                          one.novel.length, share(count(one.novel, isMistake), one.novel.length)])
+        line.insertCell().textContent = text;
+      return line;
+    }));
+  }
+
+  // --------------------------------------------------------------------------------------------------------- gallery
+  const verdicts = { novel: isNovel, normal: (row) => !isNovel(row) };
+  const outcomes = {
+    mistake: isMistake, alarm: (row) => row.truth === 0 && isNovel(row), miss: (row) => row.truth === 1 && !isNovel(row),
+    right: (row) => row.truth >= 0 && !isMistake(row),
+  };
+  function selected() {
+    const verdict = verdicts[at("by-verdict").value], outcome = outcomes[at("by-outcome").value];
+    const category = at("by-category").value;
+    const found = rows.filter((row) => (!verdict || verdict(row)) && (!outcome || outcome(row)) &&
+      (category === "" || row.categories.includes(Number(category))));
+    if (at("order").value === "low") found.reverse();
+    if (at("order").value === "near") found.sort((a, b) => Math.abs(a.score - threshold) - Math.abs(b.score - threshold));
+    return found;
+  }
+  function card(row) {
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    const say = isNovel(row) ? "NOVEL" : "normal", truth = ["normal", "novel"][row.truth];
+    figure.className = isMistake(row) ? "mistake" : "";
+    if (row.picture) {
+      const image = document.createElement("img"), heat = at("heat").checked && row.picture[1];
+      image.src = "data:image/webp;base64," + (heat || row.picture[0]);
+      image.alt = `${heat ? "Heat map of " : ""}${row.name}, called ${say.toLowerCase()}`;
+      figure.append(image);
+    } else {
+      const none = document.createElement("div");
+      none.className = "none";
+      none.textContent = "no picture in this page";
+      figure.append(none);
+    }
+    const add = (text, name) => {
+      const line = document.createElement("div");
+      line.textContent = text;
+      line.className = name || "";
+      caption.append(line);
+    };
+    add(say + (isMistake(row) ? (row.truth ? ": missed" : ": false alarm") : ""), "say");
+    add(`score ${row.score.toFixed(4)}` + (row.p === null ? "" : `, p-value ${Number(row.p.toPrecision(3))}`));
+    if (truth) add(`is ${truth}`);
+    if (row.categories.length) add("holds " + row.categories.map((number) => data.categories[number]).join(", "));
+    if (row.box) add(`${isNovel(row) ? "nearest to the normal object" : "normal object found"} at ${row.box} (left, top, right, bottom)`);
+    add(row.name, "name");
+    figure.append(caption);
+    return figure;
+  }
+  function showGallery() {
+    const found = selected(), last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
+    page = Math.min(page, last);
+    const shown = found.slice(page * PAGE, (page + 1) * PAGE);
+    at("gallery").replaceChildren(...shown.map(card));
+    at("count").textContent = found.length
+      ? `${page * PAGE + 1} to ${page * PAGE + shown.length} of ${found.length} images` : "No image is so.";
+    at("previous").disabled = page === 0;
+    at("next").disabled = page === last;
+  }
+
+  // ------------------------------------------------------------------------------------------------------- threshold
+  let waiting = false;
+  function move(value) {
+    threshold = Math.min(Math.max(value, low), high);
+    showFigures();
+    if (waiting) return;
+    waiting = true;  // the rest once a frame
+    requestAnimationFrame(() => { waiting = false; showCategories(); showGallery(); });
+  }
+  const slider = at("slider");
+  const drag = (event) => {
+    const box = at("histogram").getBoundingClientRect();
+    move(low + (high - low) * ((event.clientX - box.left) * 800 / box.width - LEFT) / WIDTH);
+  };
+  slider.addEventListener("pointerdown", (event) => {
+    slider.setPointerCapture(event.pointerId);
+    slider.focus();
+    event.preventDefault();
+  });
+  slider.addEventListener("pointermove", (event) => { if (slider.hasPointerCapture(event.pointerId)) drag(event); });
+  // or a finger scrolls the page: touch-action does nothing for parts of an SVG
+  slider.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
+  const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10, Home: -200, End: 200 };
+  slider.addEventListener("keydown", (event) => {
+    if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    move(threshold + steps[event.key] * (high - low) / 200);
+  });
+  at("reset").addEventListener("click", () => move(first));
+
+  // ----------------------------------------------------------------------------------------------------------- start
+  if (!normal.length && !novel.length) for (const one of document.querySelectorAll(".labelled")) one.hidden = true;
+  data.categories.forEach((name, number) => at("by-category").add(new Option(name, number)));
+  at("category-label").hidden = !data.categories.length;
+  at("categories-section").hidden = !order.some((one) => one.normal.length + one.novel.length);
+  at("heat-label").hidden = !rows.some((row) => row.picture && row.picture[1]);
+  at("filters").addEventListener("submit", (event) => event.preventDefault());
+  at("filters").addEventListener("change", () => { page = 0; showGallery(); });
+  at("previous").addEventListener("click", () => { page--; showGallery(); });
+  at("next").addEventListener("click", () => { page++; showGallery(); });
+  showFigures();
+  showCategories();
+  showGallery();
+})();
