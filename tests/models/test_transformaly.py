@@ -67,8 +67,8 @@ def density(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
 
 
 def covariance_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = sum(rows) / len(rows)
-    return mean, sum(np.outer(row - mean, row - mean) for row in rows) / len(rows)
+    mean = np.sum(list(rows), axis=0) / len(rows)
+    return mean, np.sum([np.outer(row - mean, row - mean) for row in rows], axis=0) / len(rows)
 
 
 @pytest.mark.parametrize("unscored", [2, 1])
