@@ -81,7 +81,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_wheel_ships_the_package_with_its_data(wheel: Path) -> None:
     names = set(ZipFile(wheel).namelist())
     source = ROOT / "src"
-    suffixes = {".py", ".safetensors", ".typed", ".yaml", ".md"}
+    suffixes = {".py", ".safetensors", ".typed", ".yaml", ".md", ".j2", ".js", ".css"}
     files = {file.relative_to(source).as_posix() for file in source.rglob("*") if file.suffix in suffixes}
     assert "anomalib_defend/benchmark/configs/reduced.yaml" in files
     metadata = {name for name in names if name.startswith("anomalib_defend-")}

@@ -141,7 +141,7 @@ def test_the_tables_figures(results):
     expected = np.mean([by_hand["A", name, s] - by_hand["DN2", name, s] for name in ("dog", "cat") for s in (0, 1)])
     assert table.difference("A", "VOC", "mean").mean == pytest.approx(expected)
     text = table.markdown()
-    assert f"| VOC | dog | {_text(by_hand, 'DN2', 'dog')} | {_text(by_hand, 'A', 'dog')} |  |" in text
+    assert f"| VOC | dog | {_text(by_hand, 'DN2', 'dog')} | {_text(by_hand, 'A', 'dog')} |" in text
     assert "Defend 0.954" in text
     assert "| VOC | A | 10 s | 20.0 | 5.0 M | 1.0 GB |" in text
     assert "0.900 ± 0.000" in text.partition("## Pixel AUROC")[2]

@@ -95,7 +95,7 @@ def test_an_earlier_table_is_left_alone(table) -> None:
 
 def test_a_table_is_read_as_it_was_written(table) -> None:
     rows = [
-        Row("a.png", 0.75, True, 1.5, 0.01, 1.25, False, "dog; cat", "1 2 3 4", "images/a.png"),
+        Row("a.png", 0.75, True, 1.5, 0.01, 1.25, False, "dog; cat", (1, 2, 3, 4), "images/a.png"),
         Row("b.png", categories="=1", error="the file is empty"),
     ]
     append(table, rows)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from every_model import HERE
+from every_model import OUTLIERS
 from torch import nn
 
 from anomalib_defend import FCDD
@@ -117,7 +117,7 @@ def test_augmentations_change_little():
 
 def test_half_of_the_images_make_room_for_outliers(make_data, make_engine, monkeypatch, tmp_path):
     folder = tmp_path / "outliers"
-    shutil.copytree(HERE / "outliers", folder)
+    shutil.copytree(OUTLIERS, folder)
     seen = []
     monkeypatch.setattr(stages, "augment", lambda images: images)
     loss = FCDDModel.loss

@@ -71,7 +71,7 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         score: [main] Of an image: "distance", the mean over patches of the distance of student and teacher; or
             "attended_distance", the mean weighted by the attention of the teacher's [CLS]. The map shows what the score
             is the mean of.
-        attention_block: [main] Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights
+        attention_block: Number of the teacher's block, from 1, whose [CLS] attention guides the mask and weights
             an attended distance; the last one by default, as in the paper.
         views: At test time: "whole", the whole image; or with it "+centre" its centre, "+corners" its four corners, or
             both, each 0.6 of the sides. The smallest score counts; images are read at 1/0.6 of ``image_size`` then.
