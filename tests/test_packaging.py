@@ -140,7 +140,9 @@ def told(pattern: str) -> list[tuple[str, str]]:
 
 
 # in a block of code, or between backquotes
-OURS = sorted(set(told(r"(?:(?<=\n)|(?<=`)|(?<=#   ))anomalib-defend +(?:benchmark \w+|example) [^`\n]+")))
+OURS = sorted(
+    set(told(r"(?:(?<=\n)|(?<=`)|(?<=#   ))anomalib-defend +(?:benchmark \w+|example|report|threshold) [^`\n]+"))
+)
 
 
 @pytest.mark.parametrize(("document", "command"), OURS, ids=[command for _, command in OURS])

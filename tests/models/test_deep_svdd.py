@@ -6,7 +6,7 @@ import torch
 
 from anomalib_defend import DeepSVDD
 from anomalib_defend.models.deep_svdd.stages import AutoencoderStage, CenterStage
-from anomalib_defend.models.deep_svdd.torch_model import Center, DeepSVDDModel, normalize_contrast
+from anomalib_defend.models.deep_svdd.torch_model import DeepSVDDModel, DistantCenter, normalize_contrast
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_losses_and_score_are_those_of_loops_in_float64(model, images):
 
 
 def test_the_center_keeps_away_from_zero():
-    center = Center()
+    center = DistantCenter()
     assert not center.fitted
     features = torch.zeros(4, 128)
     features[:, 1], features[:, 2], features[:, 3] = 0.05, -0.05, torch.tensor([1.0, 2.0, 3.0, 4.0])

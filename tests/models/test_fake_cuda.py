@@ -99,7 +99,8 @@ def test_losses_and_forward_pass(row, monkeypatch):
         to_cuda(network).train()
         images = torch.rand(2, 3, *size, device=CUDA)
         for center in (part for part in module._normality if isinstance(part, Center)):
-            center.center = torch.rand(network.normality.memory.shape[1], device=CUDA)
+            features = network.represent(images) if center is network.normality else network.encode(images)
+            center.fit(features.detach())
         losses = losses_of(network, images)
         assert losses or not any(stage.trains for stage in module.stages())
         for name, loss in losses.items():

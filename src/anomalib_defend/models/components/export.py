@@ -74,8 +74,8 @@ def given_to_export(caller: FrameType | None) -> dict[str, Any]:
     """
     if caller is None or caller.f_code is not Engine.export.__code__:
         return {}
-    model = caller.f_locals["model"]
-    parts = {name: getattr(model, name) for name in ("pre_processor", "post_processor")}
+    model = caller.f_locals.get("model")
+    parts = {name: getattr(model, name, None) for name in ("pre_processor", "post_processor")}
     return {name: copy.deepcopy(part) for name, part in parts.items() if part is not None}
 
 

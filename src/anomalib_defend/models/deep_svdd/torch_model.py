@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_defend.nn.normality import Normality
+from anomalib_defend.nn.normality import Center
 
 CHANNELS, DIM = (32, 64, 128), 128  # of the paper's network for CIFAR-10
 KERNEL = 5
@@ -58,7 +58,7 @@ class DeepSVDDModel(nn.Module):
         grid = (image_size[0] >> len(CHANNELS), image_size[1] >> len(CHANNELS))
         self.encoder = Encoder(grid)
         self.decoder = Decoder(grid)
-        self.normality = Center()
+        self.normality = DistantCenter()
         self.register_buffer("value_range", torch.zeros(2))
 
     def contrast_range(self, images: Tensor) -> Tensor:
@@ -159,34 +159,11 @@ class Decoder(nn.Module):
         return self.out(self.layers(self.unfold(F.leaky_relu(codes)))).sigmoid()
 
 
-class Center(Normality):
-    """Squared distance to the mean representation of the normal images, taken once.
-
-    Its components keep a distance of 0.1 from 0, which a constant output without biases could reach.
-    """
-
-    center: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.zeros(DIM))
-
-    @property
-    def fitted(self) -> bool:
-        """Whether it was taken; it is never 0."""
-        return bool(self.center.any())
-
-    def reset(self) -> None:
-        """Forget it."""
-        self.center.zero_()
+class DistantCenter(Center):
+    """A centre whose components keep a distance of 0.1 from 0, which a constant output without biases could reach."""
 
     def fit(self, features: Tensor) -> None:
-        """Take the mean of representations [M, 128]."""
-        mean = features.double().mean(dim=0)
-        sign = torch.where(mean < 0, -1.0, 1.0)
-        self.center.copy_(torch.where(mean.abs() < LEAST_CENTER, LEAST_CENTER * sign, mean))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Squared distance [B] of representations [B, 128], higher is more novel."""
-        with torch.autocast(features.device.type, enabled=False):
-            return (features.float() - self.center).square().sum(dim=1)
+        """Take the mean of representations [M, 128], and push components away from 0."""
+        super().fit(features)
+        sign = torch.where(self.center < 0, -1.0, 1.0)
+        self.center = torch.where(self.center.abs() < LEAST_CENTER, LEAST_CENTER * sign, self.center)
