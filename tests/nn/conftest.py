@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import anomalib_defend.example.encoder  # noqa: F401 - gives timm the encoder that tests name
+
 
 @pytest.fixture(autouse=True)
 def _seed():

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 EMBED_DIM = 256
 HIDDEN_DIM = 2048
 
+CANCELLED = 1e-6  # share of neighbours' squared lengths below which what is left of them half-way is rounding
+
 
 class PrototypeHead(nn.Module):
     """The projection head h and the prototypes C in R^{K x d} (sec. 3.1).
@@ -84,6 +86,6 @@ def upsampled_similarity(embeddings: Tensor, prototypes: Tensor, size: tuple[int
         inner = tokens @ tokens.mT
         squared = inner[:, i, j] @ mix
         # opposite neighbours cancel: what is left is rounding, and must not become a direction
-        rounding = 1e-6 * (inner.diagonal(dim1=1, dim2=2) @ weights.square())
+        rounding = CANCELLED * (inner.diagonal(dim1=1, dim2=2) @ weights.square())
         length = torch.maximum(squared, rounding).clamp_min(1e-12).sqrt()
         return (dots / length.unsqueeze(1)).unflatten(2, size).movedim(1, -1)
