@@ -198,7 +198,7 @@ class Checkpoint:
 
     def save(self, path: Path, calibration: Calibration | None, labels: bool | None) -> None:
         """Write the checkpoint with another threshold, or with or without labels."""
-        from anomalib_defend.models.components.checkpoints import AtomicCheckpointIO  # noqa: PLC0415 - seconds
+        from anomalib_defend.models.components.checkpoint_io import AtomicCheckpointIO  # noqa: PLC0415 - seconds
 
         if calibration is not None:
             self._processor.load_calibration(calibration)

@@ -9,7 +9,7 @@ from anomalib.cli.cli import AnomalibCLI
 
 import anomalib_defend.models  # noqa: F401 - the bare name, also where the package is not installed
 from anomalib_defend import Defend
-from anomalib_defend.models.components.checkpoints import AtomicCheckpointIO
+from anomalib_defend.models.components.checkpoint_io import AtomicCheckpointIO
 from anomalib_defend.nn.vit import create_vit
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from anomalib_defend.models.components.checkpoints import AtomicCheckpointIO, read_checkpoint
+from anomalib_defend.models.components.checkpoint_io import AtomicCheckpointIO
+from anomalib_defend.models.components.checkpoints import read_checkpoint
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
-"""Checkpoints that a killed run cannot damage, that every epoch leaves one of, and that say what is wrong with them."""
+"""Checkpoints that every epoch leaves one of, and that say what is wrong with them."""
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
 from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -28,49 +26,6 @@ logger = logging.getLogger(__name__)
 
 VERSION_KEY = "anomalib_defend_version"
 MODEL_KEY = "anomalib_defend_model"  # not in checkpoints of version 0.1
-
-
-class AtomicCheckpointIO(AnomalibCheckpointIO):
-    """Write a checkpoint beside its place and move it there when it is complete; read tensors and plain data alone.
-
-    Lightning's own writes into the folder for temporary files. Where that is another file system, the move is a copy
-    over the last checkpoint, and a run that is killed meanwhile has lost both.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Save so that ``path`` holds the old or the new checkpoint, whenever the process or the machine stops.
-
-        Raises:
-            OSError: If it cannot be written; the old checkpoint is still there.
-        """
-        if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        path = Path(path)
-        part = path.with_name(f"{path.name}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-            part.unlink(missing_ok=True)
-            msg = f"The checkpoint {path} could not be written ({_reason(error)}); one that was there is unchanged."
-            raise OSError(msg) from error
-
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:
-        """Load a checkpoint, on the CPU unless told otherwise, whatever device it was saved from.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is not a checkpoint, is damaged, or holds code.
-        """
-        del weights_only  # Lightning passes None for "not given"
-        if "://" in str(path):
-            return super().load_checkpoint(path, map_location=map_location, weights_only=True)
-        return read_checkpoint(path, map_location, extra_safe_globals=self.extra_safe_globals)
 
 
 def read_checkpoint(
@@ -101,7 +56,7 @@ def read_checkpoint(
         msg = f"{where} is no checkpoint, or only a part of one: give a .ckpt file that a finished epoch has left."
         raise ValueError(msg) from error
     except Exception as error:  # many types, for damaged headers
-        damage = _reason(error)
+        damage = reason(error)
     if damage:
         msg = f"{where} is damaged ({damage}): take another copy of it, or train anew."
         raise ValueError(msg)
@@ -115,7 +70,7 @@ def read_checkpoint(
         )
         raise ValueError(msg) from error
     except (EOFError, RuntimeError) as error:
-        msg = f"{where} is damaged ({_reason(error)}): take another copy of it, or train anew."
+        msg = f"{where} is damaged ({reason(error)}): take another copy of it, or train anew."
         raise ValueError(msg) from error
     if not (isinstance(checkpoint, dict) and {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()):
         msg = f"{where} is no checkpoint of a training: weights of a teacher are given with weights=."
@@ -217,7 +172,8 @@ def _other_version(checkpoint: Mapping[str, Any], difference: str) -> str:
     )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.engine import Engine
 from torch.utils.data import DataLoader, Subset
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ def given_to_export(caller: FrameType | None) -> dict[str, Any]:
     Returns:
         Copies of pre- and post-processor, by the name of their argument; nothing if the caller is another one.
     """
+    from anomalib.engine import Engine  # noqa: PLC0415 - longer to import than the models
+
     if caller is None or caller.f_code is not Engine.export.__code__:
         return {}
     model = caller.f_locals.get("model")

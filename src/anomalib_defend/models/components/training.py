@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from anomalib.data import Batch
-from anomalib.engine.plugins.checkpoint_io import AnomalibCheckpointIO
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -20,10 +18,7 @@ from anomalib_defend.post_processing import (
     PredictionTable,
 )
 
-from .checkpoints import (
-    AtomicCheckpointIO,
-    LastEpoch,
-)
+from .checkpoints import LastEpoch
 from .contract import Contract
 from .encoder_weights import load_pretrained, load_weights
 from .guard import LossGuard
@@ -56,8 +51,9 @@ class Training(Contract):
     def setup(self, stage: str) -> None:
         """Write checkpoints that a killed run cannot damage; at the start of ``fit``, seed and initialise."""
         super().setup(stage)
-        if type(self.trainer.strategy.checkpoint_io) in {AnomalibCheckpointIO, TorchCheckpointIO}:  # not the user's own
-            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        from .checkpoint_io import made_atomic  # noqa: PLC0415 - with anomalib's engine, which is there by now
+
+        self.trainer.strategy.checkpoint_io = made_atomic(self.trainer.strategy.checkpoint_io)
         if stage != TrainerFn.FITTING:
             if self.trainer.is_global_zero:
                 number_latest(Path(self.trainer.default_root_dir))

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim import AdamW
 
@@ -124,6 +123,8 @@ def dense_optimizer(model: DefendModel, dense_lr: float, head_lr: float) -> Adam
 
 def distill_optimizer(model: DefendModel, student_lr: float) -> AdamW:
     """Of stage 2: AdamW without weight decay of biases and norms."""
+    from timm.optim import param_groups_weight_decay  # noqa: PLC0415 - brings all of timm's optimisers
+
     student = nn.ModuleList([model.student, model.student_heads])
     groups = [
         {**group, "lr": student_lr, "betas": (0.9, 0.95)}
