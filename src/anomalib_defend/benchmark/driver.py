@@ -95,10 +95,12 @@ def run_missing(
 
 
 def _missing(comparison: Comparison, folder: Path) -> tuple[list[Cell], Budget]:
-    """The cells that are to be run, and what the finished ones say about their time."""
+    """The cells that are to be run, one seed after the other, and what the finished ones say about their time."""
     results = {cell.key: read_result(folder / cell.folder, cell) for cell in comparison.cells}
     budget = Budget((cell, result) for cell in comparison.cells if (result := results[cell.key]) is not None)
-    return [cell for cell in comparison.cells if results[cell.key] is None], budget
+    missing = [cell for cell in comparison.cells if results[cell.key] is None]
+    seeds = list(dict.fromkeys(cell.seed for cell in comparison.cells))
+    return sorted(missing, key=lambda cell: seeds.index(cell.seed)), budget
 
 
 @contextmanager
