@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomalib_defend.benchmark import driver
 from anomalib_defend.benchmark.budget import Budget
-from anomalib_defend.benchmark.build import Size
+from anomalib_defend.benchmark.build import Size, check, complete
 from anomalib_defend.benchmark.expand import load
 from anomalib_defend.benchmark.plan import Cell, ComparisonError, save
 from anomalib_defend.commands import main
@@ -393,3 +393,15 @@ def test_a_gpu_that_is_not_there_is_refused(config, capsys):
         pytest.skip("there is a GPU")
     assert main(["benchmark", "run", str(config(accelerator="cuda"))]) == 1
     assert "no GPU" in capsys.readouterr().err
+
+
+def test_an_inputs_size_is_known_of_a_model_that_takes_its_encoders(config):
+    """Else one at 448 pixels would seem to cost 200,000 times as much."""
+    init_args = {"backbone": "vit_digits_patch8_96", "pre_trained": False}
+    models = {
+        "own": {"class_path": "DN2", "init_args": init_args},
+        "given": {"class_path": "DN2", "init_args": {**init_args, "image_size": 48}},
+    }
+    comparison = complete(load(config(models=models)))
+    pixels = {cell.model: check(comparison)[cell.key].pixels for cell in comparison.cells}
+    assert pixels == {"own": 96 * 96, "given": 48 * 48}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -158,7 +158,11 @@ def _read(settings: Settings) -> tuple[int, int]:
 
 
 def _pixels(cell: Cell) -> int:
-    size = cell.model_settings["init_args"].get("image_size")
+    init_args = cell.model_settings["init_args"]
+    size = init_args.get("image_size")
+    if size is None and init_args.get("backbone"):
+        with suppress(ValueError):  # another model's backbone, not one of timm's
+            size = data_config(init_args["backbone"]).image_size
     if size is None:
         return 1
     height, width = size if isinstance(size, list | tuple) else (size, size)
