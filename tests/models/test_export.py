@@ -13,10 +13,12 @@ from anomalib.models.components import AnomalibModule
 from PIL import Image
 
 from anomalib_defend import Defend, SemanticVOC
+from anomalib_defend.models.components.export import outer_layers
 from measurements.export import F32, compare, engine_scores, openvino_scores
 from rounding import rounding
 
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
+ops = pytest.importorskip("openvino.opset13")
 
 
 @pytest.fixture
@@ -182,3 +184,25 @@ def test_a_failed_export_leaves_the_old_one(trained, tmp_path, monkeypatch, expo
     with pytest.raises(OSError, match="no space left"):
         getattr(model, export)(tmp_path / "exports")
     assert contents() == before
+
+
+def test_eight_bits_spare_the_products_before_the_first_layer_and_after_the_last():
+    """Resize -> convolution -> layer -> comparison, and a branch with a comparison of its own."""
+    image = ops.parameter([1, 3, 8, 8], np.float32, name="image")
+
+    def product(left, name, size=8):
+        node = ops.matmul(left, ops.constant(np.eye(size, dtype=np.float32)), False, False)
+        node.set_friendly_name(name)
+        return node
+
+    kernel = ops.constant(np.ones((8, 3, 1, 1), np.float32))
+    convolution = ops.convolution(product(image, "resize"), kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+    convolution.set_friendly_name("first layer")
+    layer = product(convolution, "layer")
+    compared = (
+        product(ops.relu(layer), "comparison"),
+        product(ops.relu(product(layer, "second layer")), "other comparison"),
+    )
+    names = outer_layers(openvino.Model([ops.result(node) for node in compared], [image]))
+    assert names[:2] == ["resize", "first layer"]
+    assert set(names[2:]) == {"comparison", "other comparison"}

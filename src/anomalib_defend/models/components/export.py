@@ -23,10 +23,11 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 300
 MIN_CALIBRATION_IMAGES = 100
-# the comparison of both feature maps and the norms decide the score, and cost next to nothing
+PRODUCTS = {"MatMul", "Convolution", "GroupConvolution"}
+# the comparison of feature maps, the norms and depthwise convolutions decide the score, and cost next to nothing
 FLOAT_OPERATIONS = [
     "Add", "Subtract", "Multiply", "Divide", "Power", "Sqrt", "MVN", "NormalizeL2", "ReduceMean", "ReduceSum",
-    "ReduceL2", "Interpolate", "TopK", "SquaredDifference",
+    "ReduceL2", "Interpolate", "TopK", "SquaredDifference", "GroupConvolution",
 ]  # fmt: skip
 
 
@@ -106,8 +107,36 @@ def quantize(model: Model, datamodule: AnomalibDataModule | None = None) -> Mode
             nncf.Dataset(loader, lambda batch: batch.image.numpy()),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(order),
-            ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS, validate=False),
+            ignored_scope=nncf.IgnoredScope(types=FLOAT_OPERATIONS, names=outer_layers(model), validate=False),
         )
+
+
+def outer_layers(model: Model) -> list[str]:
+    """Names of the products that 8 bits would round where it counts: they cost little and decide the score.
+
+    Those up to the first convolution, which are the resize and the first layer, that sees pixels; and the last ones,
+    which compare features with what is normal.
+    """
+    operations = [(operation.get_friendly_name(), operation) for operation in model.get_ordered_ops()]
+    products = {name for name, operation in operations if operation.get_type_name() in PRODUCTS}
+    first, last = [], []
+    convolved: set[str] = set()  # what a convolution leads to, or is
+    for name, operation in operations:
+        sources = {source.get_source_output().get_node().get_friendly_name() for source in operation.inputs()}
+        if sources & convolved:
+            convolved.add(name)
+        elif name in products:
+            first.append(name)
+            convolved |= {name} if operation.get_type_name() != "MatMul" else set()
+    multiplied: set[str] = set()  # what leads to a product, or is one
+    for name, operation in reversed(operations):
+        inputs = [goal for output in operation.outputs() for goal in output.get_target_inputs()]
+        if {goal.get_node().get_friendly_name() for goal in inputs} & multiplied:
+            multiplied.add(name)
+        elif name in products:
+            last.append(name)
+            multiplied.add(name)
+    return first + last
 
 
 def calibration_images(datamodule: AnomalibDataModule | None) -> AnomalibDataset:
