@@ -1,8 +1,7 @@
 """MkDocs' hooks: what lies beside docs/ and belongs to the site becomes a page of it, and links lead there.
 
-A document of the repository links to the others by their place in it, which is right in a clone and where the repository
-is looked at. On the site the READMEs of the package's models are pages, and a file of another kind (a YAML file, a
-notebook) is there to be downloaded.
+A document links to others by their place in the repository, which is right in a clone and where the repository is
+looked at. On the site the READMEs of the package's models are pages, and YAML files of ``configs`` can be downloaded.
 """
 
 from __future__ import annotations

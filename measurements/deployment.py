@@ -33,7 +33,9 @@ def of_the_page() -> dict[str, Any]:
     return names
 
 
-def one_by_one(read: Callable[[Path], np.ndarray], model: Path, paths: list[Path], config: dict[str, str]) -> list[float]:
+def one_by_one(
+    read: Callable[[Path], np.ndarray], model: Path, paths: list[Path], config: dict[str, str]
+) -> list[float]:
     """Read, score, next."""
     import openvino  # noqa: PLC0415 - optional extra
 
@@ -42,7 +44,7 @@ def one_by_one(read: Callable[[Path], np.ndarray], model: Path, paths: list[Path
 
 
 def inferencer(model: Path, paths: list[Path], config: dict[str, str]) -> list[float]:
-    """anomalib's own loop over files."""
+    """Let anomalib read and score files, one after the other."""
     from anomalib.deploy import OpenVINOInferencer  # noqa: PLC0415 - torch
 
     predict = OpenVINOInferencer(model, device="CPU", config={**config, "CACHE_DIR": ""}).predict

@@ -1,14 +1,13 @@
-"""What the tables of the DEFEND paper would cost on a GPU server: a calculation from the shipped files, not a measurement.
+"""What the tables of the DEFEND paper would cost on a GPU server: a calculation, not a measurement.
 
-``python -m measurements.reproduction`` prints the table of docs/reproduce.md. Cells and their lengths are those of the files
-that ``anomalib-defend benchmark run`` takes. A step is counted in operations; how many images a category has, is what
-the data sets' descriptions say, or an upper bound of it.
+``python -m measurements.reproduction`` prints the table of docs/reproduce.md. Cells and their lengths are those of the
+files that ``anomalib-defend benchmark run`` takes. A step is counted in operations; how many images a category has, is
+what the data sets' descriptions say, or an upper bound of it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anomalib_defend.benchmark.expand import find, load
@@ -50,7 +49,10 @@ class Work(NamedTuple):
 
 def work(name: str, given: dict[str, Any]) -> Work:
     """Of a model with its arguments: "What it costs" of its README, and the defaults of its epochs."""
-    epochs: Callable[[int], int] = lambda default: int(given.get("epochs") or default)
+
+    def epochs(default: int) -> int:
+        return int(given.get("epochs") or default)
+
     if name == "DN2":
         return Work((), 1, 1)
     if name == "Defend":  # stage 1: 77, student: 52, teacher: 35 GFLOP of a ViT-B/16 (measurements.speed --parts jobs)
@@ -112,13 +114,17 @@ def cost(cell: Cell) -> Cost:
     return Cost(passes * of_a_pass * 1e9 / PEAK / UTILISATION, read / READ, test * LINE)
 
 
+def hours(costs: list[Cost]) -> float:
+    """Of one cell after the other, each as fast as the slower of GPU and reading allows."""
+    return sum(max(each.gpu, each.core / CORES) for each in costs) / 3600
+
+
 def row(name: str) -> dict[str, object]:
     """What a file costs."""
     cells = load(find(name)).cells
     costs = [cost(cell) for cell in cells]
-    main = [c for cell, c in zip(cells, costs, strict=True) if cell.model == "DN2" or "Defend" in cell.model]
+    main = [each for cell, each in zip(cells, costs, strict=True) if cell.model == "DN2" or "Defend" in cell.model]
     data = {cell.data_settings["class_path"].rpartition(".")[2].removeprefix("Semantic") for cell in cells}
-    hours: Callable[[list[Cost]], float] = lambda part: sum(max(c.gpu, c.core / CORES) for c in part) / 3600
     ablation = name.startswith("ablation")
     return {
         "file": f"`{name}`",
