@@ -84,7 +84,7 @@ test-lowest: $(LOWEST)/.installed
 	$(PYTEST:python=$(LOWEST)/bin/python) $(PYTEST_ARGS)
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open: site/index.html"
 
 audit: $(VENV)/.installed-dev $(AUDIT)/bin/pip-audit

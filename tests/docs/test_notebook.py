@@ -39,7 +39,9 @@ def run_cells(cells: list[str]) -> None:
 
     names: dict[str, object] = {"main": main}
     for cell in cells:
-        code = re.sub(r"^!anomalib-defend (\w+) \{(\w+)\}$", r"assert main(['\1', str(\2)]) == 0", cell, flags=re.MULTILINE)
+        code = re.sub(
+            r"^!anomalib-defend (\w+) \{(\w+)\}$", r"assert main(['\1', str(\2)]) == 0", cell, flags=re.MULTILINE
+        )
         exec(compile(code, FILE.name, "exec"), names)  # noqa: S102
 
 
