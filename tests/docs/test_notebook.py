@@ -13,6 +13,7 @@ from forked import run
 
 nbformat = pytest.importorskip("nbformat")
 
+COMMAND = re.compile(r"^!anomalib-defend (\w+) \{(\w+)\}$", re.MULTILINE)
 FILE = ROOT / "docs" / "notebooks" / "folder_to_report.ipynb"
 
 
@@ -39,9 +40,7 @@ def run_cells(cells: list[str]) -> None:
 
     names: dict[str, object] = {"main": main}
     for cell in cells:
-        code = re.sub(
-            r"^!anomalib-defend (\w+) \{(\w+)\}$", r"assert main(['\1', str(\2)]) == 0", cell, flags=re.MULTILINE
-        )
+        code = COMMAND.sub(r"assert main(['\1', str(\2)]) == 0", cell)
         exec(compile(code, FILE.name, "exec"), names)  # noqa: S102
 
 

@@ -24,7 +24,7 @@ SMALL = {  # arguments of `train` and `fit` that come last, and win
 TRAINER = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
 DATA = ["--data.num_workers", "0"]
 PYTHON = {
-    "Defend(seed=0)": "Defend(seed=0, backbone='vit_digits_patch8_96', image_size=32, dense_epochs=0, distill_epochs=1)",
+    "Defend(seed=0)": "Defend('vit_digits_patch8_96', seed=0, image_size=32, dense_epochs=0, distill_epochs=1)",
     "Engine()": "Engine(accelerator='cpu', devices=1)",
     '["dog", "cat"])': '["dog", "cat"], num_workers=0)',
 }
