@@ -1,6 +1,7 @@
 """The commands and programs of the pages that a newcomer follows, run one after the other, on miniatures.
 
-What is replaced stands in the tables: encoders, lengths and sizes. `test_command_lines.py` reads the other pages' commands.
+What is replaced stands in the tables: encoders, lengths and sizes. `test_command_lines.py` reads the commands of the
+other pages.
 """
 
 import shutil
