@@ -3,6 +3,7 @@
 #   make test         runs the checks and the tests, with the newest dependencies that pyproject.toml allows, but for the
 #                     tests marked slow: make test PYTEST_ARGS= runs those, too
 #   make test-lowest  runs the tests with the lowest ones (constraints/lowest.txt)
+#   make docs         builds the documentation into site/, which opens from the disk; strictly, as the tests do
 #   make audit        looks the installed packages up among the known vulnerabilities
 #
 # Another interpreter:            make test PYTHON=python3.12
@@ -24,7 +25,7 @@ RUN := quickstart
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help quickstart minutes test test-lowest lint audit clean
+.PHONY: help quickstart minutes test test-lowest lint docs audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,7 +44,11 @@ $(VENV)/.installed-quickstart: pyproject.toml src/anomalib_defend_autoload.pth |
 
 $(VENV)/.installed-dev: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[openvino,dev]'
-	@touch $@ $(VENV)/.installed-quickstart
+	@touch $@ $(VENV)/.installed-quickstart $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[docs]'
+	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml constraints/lowest.txt src/anomalib_defend_autoload.pth | $(LOWEST)/bin/python
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
@@ -78,6 +83,10 @@ test: lint
 test-lowest: $(LOWEST)/.installed
 	$(PYTEST:python=$(LOWEST)/bin/python) $(PYTEST_ARGS)
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open: site/index.html"
+
 audit: $(VENV)/.installed-dev $(AUDIT)/bin/pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable > $(AUDIT)/requirements.txt
 	$(AUDIT)/bin/python .ci/audit.py $(AUDIT)/requirements.txt
@@ -89,4 +98,4 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy --config-file tests/mypy.ini
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(AUDIT) $(RUN) build dist results .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) $(RUN) build dist site results .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

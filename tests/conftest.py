@@ -1,6 +1,7 @@
 """A miniature of Pascal VOC, and the real data where it is at hand."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from hypothesis import settings
 
 import miniatures
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # HYPOTHESIS_PROFILE=thorough looks longer; both try the same cases in every run
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
@@ -55,6 +58,18 @@ def shared() -> Path:
     if not folder or not (Path(folder) / "data" / "voc2012_animals.zip").is_file():
         pytest.skip("ANOMALIB_DEFEND_SHARED does not name a folder with the project's shared data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """An installed Chromium; the test is skipped where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome is installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.hookimpl(optionalhook=True)

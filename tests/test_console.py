@@ -148,6 +148,21 @@ def test_a_misspelt_option(terminal):
     assert screen.lines[-1] == "Did you mean 'backbone'?"
 
 
+def test_the_help_explains_every_option(tmp_path):
+    """``anomalib train --model.help Defend``: beside each option the sentence that its docstring has for it."""
+    screen = Screen([sys.executable, "-c", SCRIPT, "train", "--model.help", "Defend"], tmp_path)
+    assert screen.status == 0
+    assert "Traceback" not in str(screen)
+    assert max(len(line) for line in screen.lines) <= WIDTH
+    options = " ".join(str(screen).partition("Help for ")[2].split())
+    explained = {entry.arg_name: entry.description for entry in parse(Defend.__doc__).params}
+    assert set(explained) == set(inspect.signature(Defend).parameters)
+    for name, words in explained.items():
+        shown = options.partition(f" --model.{name} ")[2].partition(" --model.")[0]
+        assert " ".join(words.split()) in shown, name
+    assert options.count(" [main] ") == sum(words.startswith("[main] ") for words in explained.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "last"),

@@ -1,8 +1,6 @@
-"""What the package may import: what it declares, and nothing of the clone; what the documentation tells, exists."""
+"""What the package may import: what it declares, and nothing of the clone."""
 
 import ast
-import re
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from anomalib_defend import commands
 from anomalib_defend._version import __version__
 
 if sys.version_info >= (3, 11):
@@ -31,21 +28,16 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }  # not called like what is imported
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "SECURITY.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted(PACKAGE.rglob("*.md")),
-    *sorted(PACKAGE.rglob("*.yaml")),
-]
 
 
 def declared(requirements: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(text).name) for text in requirements}
 
 
+TOOLS = {"dev", "docs"}  # extras of those who work on the package
+
 CORE = declared(PROJECT["dependencies"])
-EXTRAS = {name: declared(texts) for name, texts in PROJECT["optional-dependencies"].items() if name != "dev"}
+EXTRAS = {name: declared(texts) for name, texts in PROJECT["optional-dependencies"].items() if name not in TOOLS}
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -126,61 +118,7 @@ def test_commands_are_light_until_they_run() -> None:
         assert others <= {"jsonargparse", "jsonargparse.typing", *light}, file
 
 
-# --------------------------------------------------------------------------------------------------- documentation
-
-
-def told(pattern: str) -> list[tuple[str, str]]:
-    """Document and command of every command line that matches, continued lines joined."""
-    found = []
-    for document in DOCUMENTS:
-        text = re.sub(r"\\\n[ #]*", " ", document.read_text(encoding="utf-8"))
-        name = document.relative_to(ROOT).as_posix()
-        found += [(name, match.group().strip(" `")) for match in re.finditer(pattern, text)]
-    return found
-
-
-# in a block of code, or between backquotes
-OURS = sorted(
-    set(told(r"(?:(?<=\n)|(?<=`)|(?<=#   ))anomalib-defend +(?:benchmark \w+|example|report|threshold) [^`\n]+"))
-)
-
-
-@pytest.mark.parametrize(("document", "command"), OURS, ids=[command for _, command in OURS])
-def test_our_commands_can_be_parsed(document: str, command: str) -> None:
-    arguments = shlex.split(command.partition("  #")[0])[1:]
-    commands.make_parser(arguments).parse_args(arguments)
-
-
-def test_the_documents_tell_our_commands() -> None:
-    assert {document for document, _ in OURS} >= {"README.md", "docs/benchmarks.md", "docs/measurements.md"}
-
-
-def test_modules_that_are_told_exist() -> None:
-    modules = told(r"python -m (?:anomalib_defend|measurements)(?:\.[a-z_]+)+")
-    assert modules
-    for document, command in modules:
-        parts = command.removeprefix("python -m ").split(".")
-        base = (PACKAGE if parts[0] == "anomalib_defend" else ROOT / parts[0]).joinpath(*parts[1:])
-        assert base.with_suffix(".py").is_file() or (base / "__main__.py").is_file(), f"{document}: {command}"
-
-
-def test_a_document_that_needs_a_clone_says_so() -> None:
-    """Programs of ``measurements`` and the files of ``configs`` are in no wheel."""
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        if re.search(r"python -m measurements|--config configs/|--data configs/|\bmake [a-z]", text):
-            assert re.search(r"\bclone\b", text), f"{document.relative_to(ROOT)} does not say that it needs a clone"
-
-
 def test_the_citation_is_of_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert str(citation["version"]) == __version__.partition(".dev")[0]
     assert citation["license"] == PROJECT["license"]
-
-
-def test_links_between_the_documents_lead_somewhere() -> None:
-    for document in DOCUMENTS:
-        if document.suffix == ".md":
-            for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
-                if "://" not in target:
-                    assert (document.parent / target).exists(), f"{document.relative_to(ROOT)}: {target}"

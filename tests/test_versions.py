@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 def floors():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [text for name, texts in project["optional-dependencies"].items() if name != "dev" for text in texts]
+    of_users = (texts for name, texts in project["optional-dependencies"].items() if name not in {"dev", "docs"})
+    extras = [text for texts in of_users for text in texts]
     requirements = map(Requirement, project["dependencies"] + extras)
     return {r.name: Version(s.version) for r in requirements for s in r.specifier if s.operator == ">="}
 

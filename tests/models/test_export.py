@@ -1,7 +1,6 @@
 """Exported models give the engine's scores, for files of any size."""
 
 import inspect
-import re
 import shutil
 from pathlib import Path
 
@@ -76,22 +75,6 @@ def test_openvino_gives_the_engines_scores(trained, photos, tmp_path):
     with torch.inference_mode():
         together = model.eval()(torch.from_numpy(images)).pred_score.numpy()
     np.testing.assert_allclose(outputs["pred_score"].reshape(-1), together, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_the_readmes_lines_for_production(trained, tmp_path, photos, capsys):
-    model, engine = trained
-    xml = engine.export(model, "openvino", export_root=tmp_path, ckpt_path=engine.best_model_path)
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = (block for block in re.findall("```python\n(.*?)```", text, re.DOTALL) if "OpenVINOInferencer" in block)
-    names = {"results/weights/openvino/model.xml": str(xml), "photo.jpg": str(photos[0])}
-    for name, path in names.items():
-        assert name in code
-        code = code.replace(name, path)
-    exec(code, {})  # noqa: S102
-    score, label = capsys.readouterr().out.split()[-2:]
-    assert 0 < float(score) < 1
-    assert label in {"True", "False"}
 
 
 @pytest.mark.slow

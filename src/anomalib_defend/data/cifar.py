@@ -122,8 +122,7 @@ class SemanticCIFAR100(_CIFAR):
             vehicles_2; fine: 0 apple ... 99 worm).
         setting: ``uni_class``: the categories are normal. ``leave_one_out``: they are novel and all others normal.
         labels: Whether the 20 ``coarse`` or the 100 ``fine`` classes are the categories.
-        download: Download the official archive (161 MB) into ``root`` if there is nothing else.
-        **kwargs: Further arguments of ``SemanticDataModule``.
+        **kwargs: ``download``, as of CIFAR-10 (161 MB), and further arguments of ``SemanticDataModule``.
 
     Raises:
         ValueError: If ``labels`` is something else.

@@ -1,0 +1,20 @@
+"""Documents lead where they say, and say what they need."""
+
+import re
+
+from documents import DOCUMENTS, PACKAGE, name
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{name(document)}: {target}"
+
+
+def test_a_document_that_needs_a_clone_says_so() -> None:
+    """Programs of ``measurements`` and the files of ``configs`` are in no wheel."""
+    for document in [*DOCUMENTS, *sorted(PACKAGE.rglob("*.yaml"))]:
+        text = document.read_text(encoding="utf-8")
+        if re.search(r"python -m measurements|--config configs/|--data configs/|\bmake [a-z]", text):
+            assert re.search(r"\bclone\b", text), f"{name(document)} does not say that it needs a clone"
