@@ -1,0 +1,75 @@
+"""A trained model, its export, and folders of images."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from anomalib.engine import Engine
+from PIL import Image
+
+import encoders
+import miniatures
+from anomalib_defend import DN2, ObjectPrototypes, SemanticFolder
+from anomalib_defend.decision.table import Row, read_table
+from anomalib_defend.scoring.run import score
+
+
+class Trained(NamedTuple):
+    """A checkpoint and its OpenVINO export."""
+
+    checkpoint: Path
+    export: Path
+
+
+def train(model: Any, folder: Path) -> Trained:
+    pytest.importorskip("openvino")
+    root = miniatures.write_folder(folder / "data", ["cat", "dog"], 40)
+    data = SemanticFolder(root, "dog", num_workers=0, val_split_ratio=0.6)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    engine = Engine(default_root_dir=folder / "run", accelerator="cpu", devices=1, **quiet)
+    engine.fit(model, datamodule=data)
+    checkpoint = Path(engine.best_model_path)
+    return Trained(checkpoint, type(model).load_from_checkpoint(checkpoint, map_location="cpu").to_openvino(folder))
+
+
+@pytest.fixture(scope="session")
+def dn2(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(DN2(encoders.MINIATURE, pre_trained=False), tmp_path_factory.mktemp("dn2"))
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """An ObjectPrototypes of five views."""
+    model = ObjectPrototypes(encoders.MINIATURE, pre_trained=False, views="whole+corners")
+    return train(model, tmp_path_factory.mktemp("objects"))
+
+
+def write_images(folder: Path, count: int, seed: int = 1) -> list[str]:
+    """Images of different sizes and formats, in the order in which they are scored."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = np.random.default_rng(seed), []
+    for index in range(count):
+        size = (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3)
+        coarse = rng.integers(0, 255, size, dtype=np.uint8)
+        paths.append(str(folder / f"{index:03d}.{'png' if index % 3 else 'jpg'}"))
+        Image.fromarray(coarse).save(paths[-1])
+    return paths
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    return write_images(tmp_path / "images", 21)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., list[Row]]:
+    """Score, and read the table."""
+
+    def run(model: Path, *paths: object, status: int = 0, out: str = "out.csv", **options: Any) -> list[Row]:
+        assert score(model, list(map(os.fspath, paths)), tmp_path / out, **options) == status
+        return read_table(tmp_path / out)
+
+    return run
