@@ -36,6 +36,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--hint", type=str, help="OpenVINO's precision (f32, bf16); default: OpenVINO's own")
     parser.add_argument("--maps", type=str, metavar="DIR", help="folder for a picture of each image")
+    parser.add_argument(
+        "--first-view",
+        type=str,
+        metavar="FILE",
+        help="model of the first view of an ObjectPrototypes, or the checkpoint again: what it makes normal is not "
+        "looked at any further; labels are the same",
+    )
 
 
 def run(options: Namespace) -> int:
@@ -51,6 +58,7 @@ def run(options: Namespace) -> int:
             target_fdr=options.target_fdr,
             hint=options.hint,
             maps=None if options.maps is None else Path(options.maps),
+            first_view=None if options.first_view is None else Path(options.first_view),
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)

@@ -24,7 +24,7 @@ def read(path: str) -> Tensor:
         UnusableImageError: If it cannot be read.
     """
     try:
-        with Image.open(_spelled(path)) as image:
+        with Image.open(spelled(path)) as image:
             if is_deep(image):
                 raise UnusableImageError(DEEP)
             pixels = np.array(image.convert("RGB"))
@@ -37,6 +37,6 @@ def read(path: str) -> Tensor:
     return values.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def _spelled(path: str) -> str:
+def spelled(path: str) -> str:
     """The path, or that of the file whose name differs in Unicode's form alone."""
     return path if Path(path).exists() else str(on_disk(Path(path)))

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from anomalib_defend.data.file_names import to_text
+from anomalib_defend.data.file_names import from_text, to_text
 from anomalib_defend.decision.table import COLUMNS, MARKS, Row, cells, to_row
 
 if TYPE_CHECKING:
@@ -92,11 +92,12 @@ class Journal:
             if entry is None:
                 break
             path = next(paths, None)
-            if path is None or cells(Row(path))[0] != entry.row.path:
+            if path is None or _written(path) != _written(entry.row.path):
                 now = "no more image follows" if path is None else f"{to_text(path)} comes next"
                 msg = (
-                    f"{to_text(str(self.path))} was begun with other images: line {number} is of {entry.row.path}, but "
-                    f"now {now}. Give the images as they were, remove that file to begin anew, or give another --out."
+                    f"{to_text(str(self.path))} was begun with other images: line {number} is of "
+                    f"{to_text(entry.row.path)}, but now {now}. Give the images as they were, remove that file to "
+                    "begin anew, or give another --out."
                 )
                 raise ValueError(msg)
             end += len(line)
@@ -135,9 +136,16 @@ class Journal:
         try:
             (values,) = csv.reader([line.decode("utf-8")])
             content = dict(zip(self.columns, values, strict=True))
-            return Entry(to_row(content), content.get(UPPER_BOUND) == MARKS[True])
+            row = to_row(content)
+            row.path = from_text(row.path)
+            return Entry(row, content.get(UPPER_BOUND) == MARKS[True])
         except (ValueError, KeyError, csv.Error):
             return None
+
+
+def _written(path: str) -> str:
+    """A path as the table has it, where one that a spreadsheet would run is spelled in another way."""
+    return cells(Row(path))[0]
 
 
 def refuse_other(begun: dict[str, Any], settings: dict[str, Any], what: str, way_out: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from contextlib import closing
@@ -12,23 +11,20 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from anomalib_defend.data.file_names import to_text
-from anomalib_defend.data.workers import usable_cores
-from anomalib_defend.decision.calibration import calibration_path
 from anomalib_defend.decision.conformal import check_share
-from anomalib_defend.decision.models import Checkpoint, Export, open_model
 from anomalib_defend.post_processing.description import Run, description_path
 
 from .finish import check_format, write_table
 from .inputs import Inputs
-from .journal import Entry, Journal, refuse_other, write_json
-from .pipeline import Scorer, score_rows
+from .journal import Journal, refuse_other, write_json
+from .models import Model, digest
+from .pipeline import score_rows
+from .sample import Sample
 from .tally import Tally
 from .validity import LEVELS, counted, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anomalib_defend.decision.calibration import Calibration
+    from collections.abc import Iterator, Sequence
 
 SOME_FAILED = 3  # 1 is an error that ended the run, 2 a wrong command line
 
@@ -42,6 +38,7 @@ def score(
     target_fdr: float | None = None,
     hint: str | None = None,
     maps: Path | None = None,
+    first_view: Path | None = None,
 ) -> int:
     """Score images, and write the table of results; a run that was killed goes on.
 
@@ -54,6 +51,8 @@ def score(
             normal.
         hint: OpenVINO's precision (f32, bf16), as it was calibrated in; its own default if None.
         maps: Folder of a picture of each image.
+        first_view: An export of the first view alone of ``model``; for a checkpoint, the checkpoint itself. Images that
+            it makes normal are not looked at any further; a column ``upper_bound`` says which.
 
     Returns:
         The exit status: 0, or 3 if there are images with an error.
@@ -63,107 +62,156 @@ def score(
         FileNotFoundError: If there is no such model, or no such image.
         ValueError: If an argument does not fit, or a run that was begun was another.
     """
+    check_format(out)
     shares = {"target_fpr": target_fpr, "target_fdr": target_fdr}
     check_share(**{name: value for name, value in shares.items() if value is not None})
-    check_format(out)
+    if maps is not None and first_view is not None:
+        msg = "--maps and --first-view: a picture shows all views. Leave one of them out."
+        raise ValueError(msg)
     inputs = Inputs(paths)
-    opened = open_model(model)
-    calibration = _calibration(opened, target_fpr, needed="target_fpr" if target_fpr else target_fdr and "target_fdr")
+    opened = Model(model, first_view, target_fpr, hint)
+    if opened.calibration is None and target_fdr is not None:
+        msg = f"--target-fdr needs p-values. {opened.missing}"
+        raise ValueError(msg)
     settings = {
-        "model": _digest(opened.path),
-        "paths": [path if path == "-" else str(Path(path).absolute()) for path in paths],
+        "model": digest(opened.path),
+        "paths": [path if path == "-" else to_text(str(Path(path).absolute())) for path in paths],
         **shares,
         "hint": hint,
-        "maps": None if maps is None else str(maps.absolute()),
+        "maps": None if maps is None else to_text(str(maps.absolute())),
+        "first_view": digest(opened.first_view),
     }
-    settings = json.loads(json.dumps(settings))  # as they are read back
-    description = description_path(out)
-    tally = Tally(calibration)
-    if _is_complete(out, description, settings):
-        failed = json.loads(description.read_text(encoding="utf-8"))["images"]["errors"]
+    if _is_complete(out, settings):
         print(f"{to_text(str(out))} is complete: remove it to score the images again.")
-        return SOME_FAILED if failed else 0
-    started = Run()
-    with Journal(out, settings) as journal:
-        remaining = iter(inputs)
+        return SOME_FAILED if _description(out)["images"]["errors"] else 0
+    return _Scoring(opened, inputs, out, settings, maps).run()
+
+
+class _Scoring:
+    """A run, once all is checked."""
+
+    def __init__(self, model: Model, inputs: Inputs, out: Path, settings: dict[str, Any], maps: Path | None) -> None:
+        self.model, self.inputs, self.out, self.settings, self.maps = model, inputs, out, settings, maps
+        self.target_fdr: float | None = settings["target_fdr"]
+        self.calibration = model.calibration
+        self.tally, self.sample, self.started = Tally(model.calibration), Sample(), Run()
+        self.stops_early = model.first_view is not None
+        self._in_full: list[float] | None = None
+        if self.calibration is not None and (self.target_fdr or 0) > self.calibration.target_fpr and self.stops_early:
+            print(
+                f"All views of all images are computed: --target-fdr {self.target_fdr:g} selects by p-values above "
+                f"target_fpr={self.calibration.target_fpr:g}, which the first view alone does not tell."
+            )
+            self.stops_early = False
+
+    def run(self) -> int:
+        if self.model.missing:
+            print(f"Without p-values: {self.model.missing}", flush=True)
+        with Journal(self.out, self.settings, bounds=self.stops_early) as journal:
+            self._score(journal)
+            self._write(journal)
+        for line in self._told():
+            print(line)
+        return SOME_FAILED if self.tally.errors else 0
+
+    def _score(self, journal: Journal) -> None:
+        remaining = iter(self.inputs)
         for entry in journal.resume(remaining):
-            tally.add(entry)
-        if tally.images:
-            print(f"Going on after {tally.images} images of {to_text(str(journal.path))}.", flush=True)
-        scorer = _scorer(opened, calibration, hint, maps is not None)
-        bar = tqdm(desc="Scoring", unit=" images", initial=tally.images, smoothing=0.05, disable=None)
-        _count(paths, inputs, bar)
-        with bar, closing(score_rows(remaining, scorer)) as batches:
-            for rows in batches:
-                entries = [Entry(row) for row in rows]
+            self.tally.add(entry)
+            self.sample.add(entry)
+        if self.tally.images:
+            print(f"Going on after {self.tally.images} images of {to_text(str(journal.path))}.", flush=True)
+        judge = self.model.first_view_judge() if self.stops_early else self.model.judge(self.maps, self.out.parent)
+        bar = tqdm(desc="Scoring", unit=" images", initial=self.tally.images, smoothing=0.05, disable=None)
+        self._count(bar)
+        with bar, closing(score_rows(remaining, judge)) as batches:
+            for entries in batches:
                 journal.append(entries)
                 for entry in entries:
-                    tally.add(entry)
-                bar.update(len(rows))
-        rank = None if target_fdr is None else tally.selects(target_fdr)
-        content = started.content()
-        content["model"], content["checkpoint"] = type(opened).__name__, str(opened.path)
-        content["calibration"] = None if calibration is None else calibration.content()
-        content["images"] = {"scored": tally.images - tally.errors, "errors": tally.errors, "novel": tally.novel}
-        write_json(description, {**content, "settings": settings})
-        write_table(journal, out, None if rank is None else lambda value: tally.is_selected(value, rank))
+                    self.tally.add(entry)
+                    self.sample.add(entry)
+                bar.update(len(entries))
+
+    def _count(self, bar: Any) -> None:
+        """Tell the bar how many images there are, once they are counted."""
+
+        def count() -> None:
+            bar.total = sum(1 for _ in Inputs(self.inputs.arguments))
+
+        if self.inputs.countable and not bar.disable:
+            threading.Thread(target=count, daemon=True).start()
+
+    def _write(self, journal: Journal) -> None:
+        tally, calibration = self.tally, self.calibration
+        content = {
+            **self.started.content(),
+            "model": type(self.model).__name__,
+            "checkpoint": to_text(str(self.model.path)),
+            "calibration": None if calibration is None else calibration.content(),
+            "images": {"scored": tally.images - tally.errors, "errors": tally.errors, "novel": tally.novel},
+            "settings": self.settings,
+        }
+        write_json(description_path(self.out), content)
+        rank = None if self.target_fdr is None else tally.selects(self.target_fdr)
+        write_table(journal, self.out, None if rank is None else lambda value: tally.is_selected(value, rank))
         journal.remove()
-    print(_outcome(tally, inputs, content["seconds"]))
-    if calibration is not None:
-        counts = [counted(level, tally.at_most(level), tally.p_values, calibration.count) for level in LEVELS]
-        known = [count for count in counts if count is not None]
-        if known:
-            print(sentence(known, opened.path))
-    print(f"Written: {to_text(str(out))}")
-    return SOME_FAILED if tally.errors else 0
+
+    def _told(self) -> Iterator[str]:
+        """What is said of all images."""
+        tally = self.tally
+        seconds = self.started.content()["seconds"]
+        yield f"{tally.images} images in {seconds:.0f} s: {tally.novel} novel, {tally.errors} with an error."
+        if tally.errors:
+            yield "The column error says why."
+        if self.inputs.other_formats:
+            formats = ", ".join(f"{number} {suffix}" for suffix, number in sorted(self.inputs.other_formats.items()))
+            yield f"Not looked at, since anomalib does not read their format: {formats}."
+        if self.stops_early and tally.p_values:
+            share = 100 * tally.stopped / tally.p_values
+            yield f"The first view alone decided {tally.stopped} of {tally.p_values} images ({share:.0f} %)."
+        if self.calibration is not None:
+            counts = [counted(level, *self._at_most(level), self.calibration.count) for level in LEVELS]
+            known = [count for count in counts if count is not None]
+            if known:
+                yield sentence(known, self.model.path)
+        yield f"Written: {to_text(str(self.out))}"
+
+    def _at_most(self, level: float) -> tuple[int, int]:
+        """How many p-values are at most ``level``, and of how many; of a sample where some are lower bounds."""
+        assert self.calibration is not None  # noqa: S101 - there are p-values
+        if not self.stops_early or level <= self.calibration.target_fpr:
+            return self.tally.at_most(level), self.tally.p_values
+        if self._in_full is None:
+            self._in_full = self._p_values_in_full()
+        values = self._in_full
+        return sum(value <= level + 1e-9 for value in values), len(values)
+
+    def _p_values_in_full(self) -> list[float]:
+        """The p-values of a random sample of the images, with all views."""
+        entries = self.sample.entries()
+        stopped = [entry.row.path for entry in entries if entry.upper_bound]
+        with closing(score_rows(stopped, self.model.judge(None, self.out.parent))) as batches:
+            computed = [entry for batch in batches for entry in batch]
+        known = [entry for entry in entries if not entry.upper_bound]
+        return [entry.row.p_value for entry in known + computed if entry.row.p_value is not None]
 
 
-def _calibration(opened: Checkpoint | Export, target_fpr: float | None, needed: Any) -> Calibration | None:
-    """What the scores mean, for another rate if it is given."""
-    try:
-        calibration = opened.calibration()
-    except (FileNotFoundError, ValueError) as error:
-        if needed:
-            raise
-        print(f"Without p-values: {error}", flush=True)
-        return None
-    return calibration if target_fpr is None else calibration.moved(target_fpr)
+def _description(out: Path) -> dict[str, Any]:
+    return json.loads(description_path(out).read_text(encoding="utf-8"))
 
 
-def _scorer(opened: Checkpoint | Export, calibration: Calibration | None, hint: str | None, maps: bool) -> Scorer:
-    if isinstance(opened, Export):
-        from .exported import ExportedScorer  # noqa: PLC0415 - optional extra
-
-        return ExportedScorer(opened, calibration, hint, maps=maps, parallel=usable_cores())
-    if hint is not None:
-        msg = f"hint={hint!r} is of OpenVINO: give its .xml file."
-        raise ValueError(msg)
-    from .checkpoint import CheckpointScorer  # noqa: PLC0415 - as above
-
-    return CheckpointScorer(opened.load(), calibration)
-
-
-def _digest(model: Path) -> str:
-    """A number of what a model's files hold."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in (model, model.with_suffix(".bin"), calibration_path(model)):
-        if path.is_file():
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()
-
-
-def _is_complete(out: Path, description: Path, settings: dict[str, Any]) -> bool:
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     """Whether the table is there already, made with the same settings.
 
     Raises:
         FileExistsError: If another one is, or another file in its description's place.
+        ValueError: If it was made with other settings.
     """
+    description = description_path(out)
     if not out.exists() and not description.exists():
         return False
     try:
-        begun = json.loads(description.read_text(encoding="utf-8"))["settings"]
+        begun = _description(out)["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         there = out if out.exists() else description
         msg = f"{to_text(str(there))} is there, and not of this command: remove it, or give another --out."
@@ -171,23 +219,3 @@ def _is_complete(out: Path, description: Path, settings: dict[str, Any]) -> bool
     if out.exists():
         refuse_other(begun, settings, f"{to_text(str(out))} was made", "remove it to score anew")
     return out.exists()
-
-
-def _count(paths: Sequence[str], inputs: Inputs, bar: Any) -> None:
-    """Tell the bar how many images there are, once they are counted."""
-
-    def count() -> None:
-        bar.total = sum(1 for _ in Inputs(paths))
-
-    if inputs.countable and not bar.disable:
-        threading.Thread(target=count, daemon=True).start()
-
-
-def _outcome(tally: Tally, inputs: Inputs, seconds: float) -> str:
-    words = [f"{tally.images} images in {seconds:.0f} s: {tally.novel} novel, {tally.errors} with an error."]
-    if tally.errors:
-        words.append("The column error says why.")
-    if inputs.other_formats:
-        formats = ", ".join(f"{number} {suffix}" for suffix, number in sorted(inputs.other_formats.items()))
-        words.append(f"Not looked at, since anomalib does not read their format: {formats}.")
-    return " ".join(words)
