@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib.data import ImageBatch
 
-from anomalib_defend.data.workers import usable_cores
-
 from .images import read
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ class CheckpointScorer:
 
     def __init__(self, model: Any, calibration: Calibration | None) -> None:
         model.require_training("score images")
-        self.calibration = calibration
+        self.calibration, self._threads = calibration, torch.get_num_threads()
         if calibration is not None and calibration.target_fpr != model.post_processor.target_fpr:
             model.set_target_fpr(calibration.target_fpr)
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,8 +44,8 @@ class CheckpointScorer:
     @torch.inference_mode()
     def score(self, paths: Sequence[str], images: Sequence[Tensor]) -> ImageBatch:
         """Score a batch."""
-        if torch.get_num_threads() != usable_cores():  # of this thread
-            torch.set_num_threads(usable_cores())
+        if torch.get_num_threads() != self._threads:  # decoding threads have set one, which new threads take over
+            torch.set_num_threads(self._threads)
         batch = ImageBatch(image=torch.stack(list(images)).to(self.model.device), image_path=list(paths))
         batch = self.model.predict_step(batch)
         self.model.post_processor.post_process_batch(batch)

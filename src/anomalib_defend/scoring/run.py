@@ -74,6 +74,7 @@ def score(
         msg = f"--target-fdr needs p-values. {opened.missing}"
         raise ValueError(msg)
     settings = {
+        "table": to_text(out.name),
         "model": digest(opened.path),
         "paths": [path if path == "-" else to_text(str(Path(path).absolute())) for path in paths],
         **shares,
@@ -216,6 +217,9 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
         there = out if out.exists() else description
         msg = f"{to_text(str(there))} is there, and not of this command: remove it, or give another --out."
         raise FileExistsError(msg) from None
+    if begun.get("table") != settings["table"] and out.with_name(str(begun.get("table"))).exists():
+        msg = f"{to_text(str(description))} is there, and describes {begun.get('table')}: give another --out."
+        raise FileExistsError(msg)
     if out.exists():
         refuse_other(begun, settings, f"{to_text(str(out))} was made", "remove it to score anew")
     return out.exists()
