@@ -6,10 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from anomalib.engine import Engine
-from PIL import Image
 
 import encoders
 import miniatures
@@ -52,21 +50,9 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(model, tmp_path_factory.mktemp("objects"))
 
 
-def write_images(folder: Path, count: int, seed: int = 1) -> list[str]:
-    """Images of different sizes and formats, in the order in which they are scored."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng, paths = np.random.default_rng(seed), []
-    for index in range(count):
-        size = (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3)
-        coarse = rng.integers(0, 255, size, dtype=np.uint8)
-        paths.append(str(folder / f"{index:03d}.{'png' if index % 3 else 'jpg'}"))
-        Image.fromarray(coarse).save(paths[-1])
-    return paths
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> list[str]:
-    return write_images(tmp_path / "images", 21)
+    return miniatures.write_images(tmp_path / "images", 21)
 
 
 @pytest.fixture

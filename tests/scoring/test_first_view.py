@@ -17,7 +17,7 @@ from anomalib_defend.decision.table import read_table
 from anomalib_defend.scoring.journal import Entry
 from anomalib_defend.scoring.judges import MARGIN, FirstViewJudge
 from anomalib_defend.scoring.sample import MOST, Sample
-from scoring.conftest import write_images
+from miniatures import write_images
 
 LEVEL = Level(1.0, 0.5, 0.5, tuple(np.linspace(0, 1.2, 40).tolist()))
 CALIBRATION = Calibration(0.15, LEVEL)

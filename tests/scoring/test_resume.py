@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch
@@ -22,7 +21,7 @@ from anomalib_defend.scoring.images import UnusableImageError
 from anomalib_defend.scoring.journal import Entry, Journal
 from anomalib_defend.scoring.judges import Judge
 from anomalib_defend.scoring.pipeline import score_rows
-from scoring.conftest import write_images
+from miniatures import write_images
 
 SETTINGS = {"model": "a"}
 RNG = np.random.default_rng(0)
