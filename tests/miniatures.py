@@ -97,6 +97,18 @@ def _write_idx(folder: Path, seed: int = 0) -> None:
             (folder / f"{prefix}-{name}-ubyte").write_bytes(header + array.tobytes())
 
 
+def write_images(folder: Path, count: int, seed: int = 1) -> list[str]:
+    """Images of different sizes and formats, in the order in which they are scored."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = np.random.default_rng(seed), []
+    for index in range(count):
+        size = (int(rng.integers(20, 60)), int(rng.integers(20, 60)), 3)
+        coarse = rng.integers(0, 255, size, dtype=np.uint8)
+        paths.append(str(folder / f"{index:03d}.{'png' if index % 3 else 'jpg'}"))
+        Image.fromarray(coarse).save(paths[-1])
+    return paths
+
+
 def write_folder(folder: Path, categories: Sequence[str] = ("cat", "dog", "fox"), number: int = 10) -> Path:
     """Write ``<category>/<number>.png``."""
     rng = np.random.default_rng(0)

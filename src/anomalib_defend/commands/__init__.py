@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "benchmark": "compare models by a YAML file, and make tables and plots of it",
     "report": "make one page for a browser of a finished test or predict",
+    "score": "score any number of images, and go on where a killed run stopped",
     "threshold": "tell a model's threshold and what to expect of it, move it, or compute it anew",
     "example": "write the embedded example's scenes of handwritten digits",
 }

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # SyntaxError: Pillow on a broken PNG
 
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+DEEP = "anomalib would clip its 16-bit or float values, convert it to 8 bits per channel"
 _SHOW_PROGRESS = 2000  # files
 
 
@@ -119,11 +120,21 @@ def _inspect(path: str, *, decode: bool) -> tuple[str, bool]:
         with Image.open(path) as image:
             if decode or not _has_ending(path, _ENDINGS.get(image.format or "", b"")):
                 image.load()
-            if image.mode.startswith(("I", "F")):
-                return "anomalib would clip its 16-bit or float values, convert it to 8 bits per channel", False
+            if is_deep(image):
+                return DEEP, False
             return "", "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except READ_ERRORS as error:
-        return "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error), False
+        return reason(path, error), False
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image has more than the 8 bits that anomalib reads."""
+    return image.mode.startswith(("I", "F"))
+
+
+def reason(path: str, error: Exception) -> str:
+    """Return in words why a file could not be read."""
+    return "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error)
 
 
 def _has_ending(path: str, ending: bytes) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Listing(NamedTuple):
-    """What lies below a folder: images, and images in formats that anomalib does not read, both sorted."""
+    """What lies below a folder, or in one: images, and images in formats that anomalib does not read, both sorted."""
 
     images: list[str]
     other_formats: list[str]
@@ -30,16 +30,36 @@ def list_images(folder: Path) -> Listing:
         OSError: If a folder cannot be read.
     """
     listing = Listing([], [])
+    for found in walk_images(folder, _raise):
+        for kind, more in zip(listing, found, strict=True):
+            kind.extend(more)
+    return Listing(*(sorted(found, key=_order) for found in listing))
+
+
+def walk_images(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[Listing]:
+    """List a folder, then those in it, one at a time, each as `list_images` does.
+
+    Args:
+        folder: Where to begin.
+        onerror: Called where a folder cannot be read; the walk goes on if it returns.
+    """
     entered: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=onerror):
         if os.path.realpath(parent) in entered:
             folders.clear()
             continue
         entered.add(os.path.realpath(parent))
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for kind, belongs in zip(listing, (is_image, is_other_format), strict=True):
-            kind += [os.path.join(parent, name) for name in files if belongs(name)]  # noqa: PTH118 - 70,000 times
-    return Listing(*(sorted(found, key=lambda path: (composed(path), path)) for found in listing))
+        folders[:] = sorted((name for name in folders if not is_hidden(name)), key=_order)
+        yield Listing(
+            *(
+                sorted((os.path.join(parent, name) for name in files if belongs(name)), key=_order)  # noqa: PTH118 - 70,000 times
+                for belongs in (is_image, is_other_format)
+            )
+        )
+
+
+def _order(path: str) -> tuple[str, str]:
+    return composed(path), path
 
 
 def _raise(error: OSError) -> None:

@@ -70,7 +70,8 @@ class PredictFolder(AnomalibDataModule):
                 raise OSError(msg)
             logger.warning("%s\nThey are not scored; the other %d are.", msg, len(paths) - len(unusable))
         usable = [path for path in paths if path not in unusable]
-        samples = DataFrame({"image_path": usable, "split": "test", "label_index": LabelName.UNKNOWN, "mask_path": ""})
+        samples = DataFrame({"image_path": usable}, dtype=object)  # as `protocol` makes them
+        samples = samples.assign(split="test", label_index=LabelName.UNKNOWN, mask_path="")
         samples.attrs["task"] = "classification"
         self.test_data = SemanticDataset(samples)
 

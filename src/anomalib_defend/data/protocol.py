@@ -158,7 +158,9 @@ def _frame(rows: Iterable[_Row]) -> DataFrame:
         (path, split, "normal" if normal else "novel", int(not normal), "", SEPARATOR.join(sorted(categories)))
         for path, split, normal, categories in rows
     ]
-    samples = DataFrame(table, columns=["image_path", "split", "label", "label_index", "mask_path", "categories"])
+    columns = ["image_path", "split", "label", "label_index", "mask_path", "categories"]
+    # object: where pyarrow is installed, pandas 3 makes strings Arrow's, which hold no names that are not UTF-8
+    samples = DataFrame(table, columns=columns, dtype=object).astype({"label_index": int})
     samples.attrs["task"] = "classification"
     return samples
 

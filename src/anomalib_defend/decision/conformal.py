@@ -11,7 +11,7 @@ Hochberg, "Controlling the false discovery rate", 1995.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.stats import beta, betabinom
@@ -19,6 +19,7 @@ from scipy.stats import beta, betabinom
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+_MANY = 100_000  # images: scipy sums a beta-binomial term by term
 _ROUNDING = 1e-9  # (n + 1) * target_fpr may miss a whole number by this: 100 * 0.29
 
 
@@ -87,8 +88,25 @@ def expected_count(count: int, rank: int, images: int) -> Expected:
     """How many of ``images`` new normal images lie above the ``rank``-th largest of ``count`` scores: beta-binomial."""
     if rank > count:
         return Expected(float(images), 0.0, float(images))
-    above = betabinom(images, rank, count + 1 - rank)
-    return Expected(float(above.mean()), *map(float, above.ppf([0.025, 0.975])))
+    above = _count(count, rank, images)
+    return Expected(float(above.mean()), *map(float, np.round(above.ppf([0.025, 0.975]))))
+
+
+def count_above(count: int, rank: int, images: int, least: int) -> float:
+    """The chance that at least ``least`` of ``images`` new normal images lie above the ``rank``-th largest score."""
+    if rank > count:
+        return 1.0
+    return float(_count(count, rank, images).sf(least - (1 if images <= _MANY else 0.5)))
+
+
+def _count(count: int, rank: int, images: int) -> Any:
+    """The distribution of a count: beta-binomial; of very many images a beta of the same mean and variance."""
+    if images <= _MANY:
+        return betabinom(images, rank, count + 1 - rank)
+    total = count + 1
+    total_of_same_variance = images * (total + 1) / (total + images) - 1
+    share = rank / total
+    return beta(share * total_of_same_variance, (1 - share) * total_of_same_variance, scale=images)
 
 
 def select(values: ArrayLike, target_fdr: float) -> NDArray[np.bool_]:
@@ -109,9 +127,21 @@ def select(values: ArrayLike, target_fdr: float) -> NDArray[np.bool_]:
     """
     check_share(target_fdr=target_fdr)
     values = np.asarray(values, dtype=np.float64)
-    ordered = np.sort(values)
-    kept = np.flatnonzero(ordered <= target_fdr * np.arange(1, len(ordered) + 1) / max(len(ordered), 1) + 1e-12)
-    return values <= (ordered[kept[-1]] if len(kept) else -1)
+    return values <= cutoff(*np.unique(values, return_counts=True), target_fdr)
+
+
+def cutoff(values: ArrayLike, counts: ArrayLike, target_fdr: float) -> float:
+    """The largest p-value that `select` selects; -1 if it selects none.
+
+    Args:
+        values: Different p-values, ascending.
+        counts: How many images have each of them.
+        target_fdr: As for `select`.
+    """
+    values, up_to = np.asarray(values, dtype=np.float64), np.cumsum(np.asarray(counts))
+    images = up_to[-1] if len(up_to) else 0
+    kept = np.flatnonzero(values <= target_fdr * up_to / max(images, 1) + 1e-12)
+    return float(values[kept[-1]]) if len(kept) else -1.0
 
 
 def least_fdr(count: int, selected_share: float) -> float:

@@ -93,14 +93,18 @@ class OpenVINOGraph:
         """A function of images that returns scores, and maps, before scaling, in the arithmetic of ``hint``."""
         import openvino  # noqa: PLC0415 - optional extra
 
-        model = self.model.clone()  # scores are read from a copy: anomalib accepts no fifth output
-        nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
-        added = [nodes[ending.raw.get_friendly_name()].output(ending.raw_port) for ending in endings.values()]
-        first = len(model.outputs)
-        model.add_outputs(added)
+        model = self.with_raw_outputs(endings)
+        first = len(self.model.outputs)
         config = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
         compiled = openvino.Core().compile_model(model, "CPU", config)
-        return lambda images: [np.array(compiled(images)[first + index]) for index in range(len(added))]
+        return lambda images: [np.array(compiled(images)[first + index]) for index in range(len(endings))]
+
+    def with_raw_outputs(self, endings: dict[str, Ending]) -> Any:
+        """A copy of the model with the scores, and maps, before scaling as last outputs: anomalib accepts none."""
+        model = self.model.clone()
+        nodes = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+        model.add_outputs([nodes[each.raw.get_friendly_name()].output(each.raw_port) for each in endings.values()])
+        return model
 
 
 class ONNXGraph:

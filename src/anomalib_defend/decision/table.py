@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anomalib_defend.data.file_names import to_text
 
 from .conformal import select
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import IO
 
@@ -20,6 +20,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the image's file, ends excluded."""
 LABELS = {None: "", False: "normal", True: "novel"}
 SELECTED = "selected"
+MARKS = {False: "no", True: "yes"}
 
 _RUNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 
@@ -75,6 +76,37 @@ def cells(row: Row) -> list[str]:
     return result
 
 
+def rows_of(batch: Any, threshold: float | None, categories: Sequence[str] | None = None) -> list[Row]:
+    """What a post-processed batch says of its images.
+
+    Args:
+        batch: anomalib's, with ``raw_score``, ``p_value``, ``picture`` and ``box`` where they are known.
+        threshold: Raw score above which images are called novel.
+        categories: Of each image, where they are known.
+    """
+    scores = batch.pred_score.flatten().tolist()
+    boxes = getattr(batch, "box", None)  # of models that know it
+    columns: dict[str, list[Any]] = {
+        "path": list(map(str, batch.image_path or [""] * len(scores))),
+        "score": scores,
+        "label": _values(batch.pred_label, len(scores)),
+        "raw_score": _values(getattr(batch, "raw_score", None), len(scores)),
+        "p_value": _values(getattr(batch, "p_value", None), len(scores)),
+        "true_label": _values(batch.gt_label, len(scores)),
+        "categories": list(categories or [""] * len(scores)),
+        "picture": getattr(batch, "picture", None) or [""] * len(scores),  # of visualizers that know it
+        "box": [None] * len(scores) if boxes is None else list(map(to_box, boxes)),
+    }
+    return [
+        Row(**dict(zip(columns, values, strict=True)), threshold=threshold)
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _values(values: Any, count: int) -> list[Any]:
+    return [None] * count if values is None else values.flatten().tolist()
+
+
 def box_text(box: Box) -> str:
     """The four numbers, with spaces between."""
     return " ".join(f"{number:.6g}" for number in box)
@@ -127,7 +159,7 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
     with open_table(path, "a") as file:
         writer = csv.writer(file)
         for index in order:
-            mark = [] if chosen is None else ["yes" if chosen[index] else "no"]
+            mark = [] if chosen is None else [MARKS[bool(chosen[index])]]
             writer.writerow([*cells(rows[index]), *mark])
 
 
@@ -152,14 +184,19 @@ def read_table(path: Path) -> list[Row]:
             )
             raise ValueError(msg)
         try:
-            rows.extend(_row(cells) for cells in reader)
+            rows.extend(to_row(cells) for cells in reader)
         except (ValueError, KeyError) as error:
             msg = f"{to_text(str(path))}, line {reader.line_num}, cannot be read ({error}): test or predict anew."
             raise ValueError(msg) from error
     return rows
 
 
-def _row(cells: dict[str, str]) -> Row:
+def to_row(cells: Mapping[str, str]) -> Row:
+    """What ``cells`` has written, by column; names stay as they are written.
+
+    Raises:
+        KeyError, ValueError: If a cell holds something else.
+    """
     labels = {text: label for label, text in LABELS.items()}
     result = Row("")
     for name in COLUMNS:

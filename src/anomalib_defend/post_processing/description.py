@@ -24,6 +24,23 @@ SPLITS = ("train", "val", "test")
 PACKAGES = ("anomalib-defend", "anomalib", "torch", "lightning", "timm")
 
 
+class Run:
+    """What is known of a run of any command, which starts now."""
+
+    def __init__(self) -> None:
+        self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
+
+    def content(self) -> dict[str, Any]:
+        """Plain data, up to now."""
+        return {
+            "format": FORMAT,
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 1),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if is_console() else None,
+            "versions": {"Python": sys.version.split()[0], **_versions()},
+        }
+
+
 class Description:
     """Describes a run from its start to its end.
 
@@ -34,7 +51,7 @@ class Description:
 
     def __init__(self, trainer: Trainer, model: LightningModule) -> None:
         self._trainer, self._model = trainer, model
-        self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
+        self._run = Run()
 
     def save(self, table: Path, calibration: Calibration | None) -> None:
         """Write ``test.json`` for ``test.csv``.
@@ -44,17 +61,13 @@ class Description:
             calibration: What the scores mean, where it is known.
         """
         content = {
-            "format": FORMAT,
-            "started": self._started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._clock, 1),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if is_console() else None,
+            **self._run.content(),
             "model": type(self._model).__name__,
             "arguments": _plain(getattr(self._model, "hparams", {})),
             "checkpoint": _text(getattr(self._trainer, "ckpt_path", None)),
             "seed": getattr(self._model, "run_seed", None),
             "data": _data(getattr(self._trainer, "datamodule", None)),
             "device": str(getattr(self._model, "device", "")),
-            "versions": {"Python": sys.version.split()[0], **_versions()},
             "calibration": None if calibration is None else calibration.content(),
         }
         text = json.dumps(content, indent=1, default=str)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
 from anomalib_defend.decision.conformal import check_share
-from anomalib_defend.decision.table import Row, append, append_chosen, to_box, write_header
+from anomalib_defend.decision.table import Row, append, append_chosen, rows_of, write_header
 
 from .description import Description
 from .processes import DataOrder, EachBatch, categories_of, gather, is_several
@@ -79,34 +79,14 @@ class PredictionTable(EachBatch, Callback):
             return
         if self._categories is None:
             self._categories = categories_of(loaders)
-        rows = self._describe(batch, [self._categories.get(position, "") for position in positions])
+        threshold = None if self._calibration is None else self._calibration.label_threshold
+        rows = rows_of(batch, threshold, [self._categories.get(position, "") for position in positions])
         if self._path is not None and not self._waits(trainer):
             append(self._path, rows)
         self._rows.extend(zip(positions, rows, strict=True))
 
     def _waits(self, trainer: Trainer) -> bool:
         return is_several(trainer) or self.novel_first or self.target_fdr is not None
-
-    def _describe(self, batch: Batch, categories: list[str]) -> list[Row]:
-        scores = batch.pred_score.flatten().tolist()
-        raw = _values(getattr(batch, "raw_score", None), len(scores))
-        columns: dict[str, list[Any]] = {
-            "path": list(map(str, batch.image_path or [""] * len(scores))),
-            "score": scores,
-            "label": _values(batch.pred_label, len(scores)),
-            "raw_score": raw,
-            "p_value": _values(getattr(batch, "p_value", None), len(scores)),
-            "true_label": _values(batch.gt_label, len(scores)),
-            "categories": categories,
-            "picture": getattr(batch, "picture", None) or [""] * len(scores),  # of visualizers that know it
-        }
-        boxes = getattr(batch, "box", None)  # of models that know it
-        columns["box"] = [None] * len(scores) if boxes is None else list(map(to_box, boxes))
-        threshold = None if self._calibration is None else self._calibration.label_threshold
-        return [
-            Row(**dict(zip(columns, values, strict=True)), threshold=threshold)
-            for values in zip(*columns.values(), strict=True)
-        ]
 
     def add_error(self, position: int, path: str, error: str) -> None:
         """Add an image that could not be scored, for the end of the run.
@@ -165,10 +145,6 @@ def _new_table(folder: Path, name: str, *, selected: bool) -> Path:
         number += 1
         path = folder / f"{name}-{number}.csv"
     return path
-
-
-def _values(values: Any, count: int) -> list[Any]:
-    return [None] * count if values is None else values.flatten().tolist()
 
 
 def _outcome(rows: list[Row], calibration: Calibration | None) -> list[str]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SIDE = 256
+"""Pixels of a square panel's side, where nothing else is given."""
+
 
 class NoveltyVisualizer(ImageVisualizer):
     """Write one picture an image, as PNG below ``images`` in the run's folder.
@@ -47,7 +50,7 @@ class NoveltyVisualizer(ImageVisualizer):
         ValueError: If ``side`` is below 32.
     """
 
-    def __init__(self, side: int = 256, output_dir: str | Path | None = None) -> None:
+    def __init__(self, side: int = SIDE, output_dir: str | Path | None = None) -> None:
         if side < 32:
             msg = f"side={side} is too small for a picture: give at least 32 pixels."
             raise ValueError(msg)

@@ -34,7 +34,8 @@ class OtherImages(AnomalibDataset):
 
     def __init__(self, paths: Sequence[Path], augmentations: Transform | None) -> None:
         super().__init__(augmentations=augmentations)
-        table = DataFrame({"image_path": [str(path) for path in paths]})
+        # object: pyarrow's strings, pandas' default where it is installed, hold no names that are not UTF-8
+        table = DataFrame({"image_path": [str(path) for path in paths]}, dtype=object)
         self.samples = table.assign(split="train", label_index=1, mask_path="")
         self.samples.attrs["task"] = "classification"
 

@@ -1,0 +1,236 @@
+"""How fast files are scored, beside what the machine could do; and what the first view first saves.
+
+``python -m measurements.scoring`` writes 5,000 JPEG files of 375 x 500 pixels and scores them with `Defend` and `DN2`
+of random weights, in three ways that take turns: a loop over `OpenVINOInferencer`, `anomalib predict` (torch, without
+pictures), and `anomalib-defend score`. Starting and compiling are not counted.
+
+Bound: cores / (CPU seconds of reading and resizing an image in one thread + CPU seconds of the model an image, in one
+thread, at its best batch), both measured in the same run, before and after the contenders. ``--quick`` is for a look.
+
+``--voc VOC2012 --weights deit_tiny.safetensors`` measures the first view first instead: `ObjectPrototypes` of five
+views on a stream of which 90 % are normal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from anomalib.deploy import OpenVINOInferencer
+from anomalib.engine import Engine
+
+from anomalib_defend.benchmark.machine import describe
+from anomalib_defend.data import PredictFolder, SemanticVOC
+from anomalib_defend.data.workers import usable_cores
+from anomalib_defend.decision.models import Export
+from anomalib_defend.models import DN2, ObjectPrototypes
+from anomalib_defend.scoring.exported import ExportedScorer
+from anomalib_defend.scoring.judges import FirstViewJudge, Judge
+from anomalib_defend.scoring.pipeline import Judged, score_rows
+
+from .speed.networks import random_model, write_photographs
+from .speed.report import table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BACKBONES = ("deit_tiny_patch16_224", "vit_small_patch16_224")
+BATCHES = (1, 4, 8, 16, 32)
+NORMAL_SHARE = 0.9
+DIFFERENT = 250  # files
+
+
+class Cost(NamedTuple):
+    """Seconds an image."""
+
+    elapsed: float
+    cpu: float
+
+
+def measured(call: Callable[[], object], images: int) -> Cost:
+    """Time of a call, and CPU time of this process."""
+    elapsed, cpu = time.perf_counter(), time.process_time()
+    call()
+    return Cost((time.perf_counter() - elapsed) / images, (time.process_time() - cpu) / images)
+
+
+def make_photographs(folder: Path, count: int) -> list[Path]:
+    """Files, of which at most 250 are different: so many are in memory while they are made."""
+    paths = write_photographs(folder, min(count, DIFFERENT))
+    for index in range(DIFFERENT, count):
+        paths.append(folder / f"{index:05d}.jpg")
+        shutil.copyfile(paths[index % DIFFERENT], paths[-1])
+    return paths
+
+
+def make_model(name: str, backbone: str) -> Any:
+    """A model with random weights that counts as trained and validated."""
+    torch.manual_seed(0)
+    if name == "Defend":
+        model: Any = random_model(backbone)
+    else:
+        model = DN2(backbone, pre_trained=False, visualizer=False)
+        features = torch.randn(1000, model.model.encoder.num_features)
+        model.model.normality.fit(torch.nn.functional.normalize(features, dim=-1))
+        model.trained_steps.fill_(1)
+    model.post_processor.enable_thresholding = True
+    model.post_processor.calibrate(*(torch.rand(100) for _ in range(3)))
+    return model.eval()
+
+
+def bound(xml: Path, paths: Sequence[Path]) -> Cost:
+    """CPU seconds an image of reading and resizing, and of the model at its best batch, in one thread."""
+    scorer = ExportedScorer(Export(xml), None, None, maps=False, parallel=1)
+    images = [scorer.prepare(str(path)) for path in paths[: max(BATCHES)]]
+    request = scorer._requests.get()
+    model = []
+    for batch in BATCHES:
+        pixels = torch.stack(images[:batch]).numpy()
+        request.infer({0: pixels})
+        model.append(min(measured(partial(request.infer, {0: pixels}), batch).cpu for _ in range(5)))
+    sample = paths[:100]
+    reading = min(measured(lambda: [scorer.prepare(str(path)) for path in sample], len(sample)).cpu for _ in range(3))
+    return Cost(reading, min(model))
+
+
+def run_judge(judge: Judged, paths: Sequence[Path], found: list[Any] | None = None) -> None:
+    """Score files as the command does, all but the table; add what is found to a list."""
+    for entries in score_rows(map(str, paths), judge):
+        if found is not None:
+            found += entries
+
+
+def throughput(name: str, backbone: str, paths: Sequence[Path], folder: Path) -> str:
+    """The table of one model."""
+    model = make_model(name, backbone)
+    with contextlib.redirect_stdout(io.StringIO()):
+        xml = model.to_openvino(folder / name / backbone)
+    inferencer = OpenVINOInferencer(xml, "CPU")
+    cores = usable_cores()
+    judge = Judge(ExportedScorer(Export(xml), Export(xml).calibration(), None, maps=False, parallel=cores))
+    data = PredictFolder(paths[0].parent)
+    engine = Engine(
+        default_root_dir=folder / "predict", accelerator="cpu", devices=1, logger=False, enable_progress_bar=False
+    )
+    contenders: dict[str, Callable[[], object]] = {
+        "loop over OpenVINOInferencer": lambda: [inferencer.predict(path) for path in paths],
+        "anomalib predict (torch)": lambda: engine.predict(model, datamodule=data),
+        "anomalib-defend score": lambda: run_judge(judge, paths),
+    }
+    run_judge(judge, paths[:32])
+    inferencer.predict(paths[0])
+    before = bound(xml, paths)
+    found = {name: measured(call, len(paths)) for name, call in contenders.items()}
+    after = bound(xml, paths)
+    reading, own = (mean(pair) for pair in zip(before, after, strict=True))
+    best = cores / (reading + own)
+    loop = found["loop over OpenVINOInferencer"].elapsed
+    rows: list[dict[str, object]] = [
+        {
+            f"{name}, {backbone}": contender,
+            "images/s": 1 / cost.elapsed,
+            "times the loop": loop / cost.elapsed,
+            "share of the bound": 1 / cost.elapsed / best,
+            "CPU ms an image": 1000 * cost.cpu if "predict" not in contender else None,  # its workers are not counted
+        }
+        for contender, cost in found.items()
+    ]
+    rows.append(
+        {
+            f"{name}, {backbone}": f"bound: {1000 * reading:.1f} ms reading, {1000 * own:.1f} ms model",
+            "images/s": best,
+            "times the loop": loop * best,
+            "share of the bound": 1.0,
+            "CPU ms an image": 1000 * (reading + own),
+        }
+    )
+    return table(rows)
+
+
+class Views(NamedTuple):
+    """What the first view first does with a stream."""
+
+    category: str
+    images: int
+    decided: int
+    cost: float
+    """CPU time, as a share of that of all views."""
+    same: bool
+    """Whether the labels are those of all views."""
+
+
+def first_view(root: str, weights: str, category: str, folder: Path, count: int) -> Views:
+    """Measure on the test images of a category, 90 % of them normal, drawn with replacement."""
+    model = ObjectPrototypes(BACKBONES[0], weights=weights, views="whole+corners", visualizer=False)
+    data = SemanticVOC(root, category=category)
+    engine = Engine(
+        default_root_dir=folder / category, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False
+    )
+    engine.fit(model, datamodule=data)
+    checkpoint = engine.best_model_path
+    with contextlib.redirect_stdout(io.StringIO()):
+        full = ObjectPrototypes.load_from_checkpoint(checkpoint).to_openvino(folder / category / "full")
+        whole = ObjectPrototypes.load_from_checkpoint(checkpoint, views="whole")
+        first = whole.to_openvino(folder / category / "first")
+    samples = data.test_data.samples
+    rng = np.random.default_rng(0)
+    normal, novel = (samples[samples.label_index == index].image_path.tolist() for index in (0, 1))
+    number = round(NORMAL_SHARE * count)
+    drawn = [*rng.choice(normal, number), *rng.choice(novel, count - number)]
+    paths = [Path(str(path)) for path in rng.permutation(drawn)]
+
+    def scorer(xml: Path) -> ExportedScorer:
+        return ExportedScorer(Export(xml), Export(xml).calibration(), None, maps=False, parallel=usable_cores())
+
+    judges: dict[str, Judged] = {"full": Judge(scorer(full)), "first": FirstViewJudge(scorer(first), scorer(full))}
+    costs: dict[str, list[float]] = {name: [] for name in judges}
+    entries: dict[str, list[Any]] = {}
+    for _ in range(3):  # in turns
+        for name, judge in judges.items():
+            entries[name] = []
+            costs[name].append(measured(partial(run_judge, judge, paths, entries[name]), count).cpu)
+    labels = [[entry.row.label for entry in found] for found in entries.values()]
+    decided = sum(entry.upper_bound for entry in entries["first"])
+    return Views(category, count, decided, min(costs["first"]) / min(costs["full"]), labels[0] == labels[1])
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser("python -m measurements.scoring", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="DeiT-Tiny, 200 files: a look, no measurement")
+    parser.add_argument("--images", type=int, help="number of files; default: 5000")
+    parser.add_argument(
+        "--voc", type=lambda path: str(Path(path).resolve()), help="Pascal VOC 2012: measure the first view first"
+    )
+    parser.add_argument("--weights", type=lambda path: str(Path(path).resolve()), help="of DeiT-Tiny, for --voc")
+    parser.add_argument("--categories", nargs="+", default=["cat", "sheep"])
+    arguments = parser.parse_args()
+    count = arguments.images or (200 if arguments.quick else 5000)
+    print(f"Machine: {describe(torch.get_num_threads())}, {usable_cores()} cores. {count} images.", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chdir(folder)  # where anomalib's inferencer keeps what OpenVINO compiles
+        if arguments.voc:
+            for category in arguments.categories:
+                row = first_view(arguments.voc, arguments.weights, category, folder, count)._asdict()
+                print(f"\n{table([{**row, 'decided': row['decided'] / count}])}", flush=True)
+            return
+        paths = make_photographs(folder / "photographs", count)
+        for backbone in BACKBONES[: 1 if arguments.quick else None]:
+            for model in ("Defend", "DN2"):
+                print(f"\n{throughput(model, backbone, paths, folder)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Which images: folders, files, globs, lists in text files or on standard input, one after the other."""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from anomalib_defend.data.file_names import on_disk, to_text
+from anomalib_defend.data.image_files import walk_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+STDIN = "-"
+LIST_SUFFIX = ".txt"
+_BLOCK = 1 << 16
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class Inputs:
+    """The paths of all images, in the same order each time; neither they nor their number are kept.
+
+    - A folder: the images in it and in the folders below, one folder after the other, each sorted by name. Hidden files
+      are ignored, and images in formats that anomalib does not read are counted.
+    - A file that ends with ``.txt``, or ``-``, standard input: a list, one path a line, or with a zero byte after each,
+      as ``find -print0`` writes them. Relative paths are relative to the working directory.
+    - A glob, with ``**`` for folders below, where no file has that name: its files, sorted by name.
+    - Any other file: an image.
+
+    Args:
+        arguments: As on the command line.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder, or a glob finds none.
+        ValueError: If standard input is named twice.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        if sum(argument == STDIN for argument in arguments) > 1:
+            msg = "Standard input (-) is named twice: it can be read once."
+            raise ValueError(msg)
+        self.arguments = [_found(argument) for argument in arguments]
+        self.other_formats: Counter[str] = Counter()
+
+    @property
+    def countable(self) -> bool:
+        """Whether the images can be listed twice."""
+        return STDIN not in self.arguments
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield paths; of a folder that cannot be read its own, since that is an error of one input."""
+        self.other_formats.clear()
+        for argument in self.arguments:
+            if argument == STDIN:
+                yield from read_list(sys.stdin.buffer, "standard input")
+            elif Path(argument).is_dir():
+                yield from self._folder(argument)
+            elif not Path(argument).exists():
+                yield from (path for path in _globbed(argument) if Path(path).is_file())
+            elif argument.lower().endswith(LIST_SUFFIX):
+                with Path(argument).open("rb") as file:
+                    yield from read_list(file, argument)
+            else:
+                yield argument
+
+    def _folder(self, folder: str) -> Iterator[str]:
+        errors: list[OSError] = []
+        for images, other_formats in walk_images(Path(folder), errors.append):
+            self.other_formats.update(Path(path).suffix.lower() for path in other_formats)
+            yield from images
+        yield from (str(error.filename) for error in errors)
+
+
+def read_list(file: IO[bytes], name: str) -> Iterator[str]:
+    """Yield the paths of a list, as Python writes names that are no UTF-8; empty lines are left out.
+
+    Args:
+        file: Buffered.
+        name: For errors.
+
+    Raises:
+        ValueError: If it is UTF-16, or a zero byte comes after lines that ended without.
+    """
+    block = file.peek(_BLOCK)  # type: ignore[attr-defined] # what is there already, without waiting for more
+    if block.startswith(_WIDE):
+        msg = f"{to_text(name)} is UTF-16: save it as UTF-8, for example by iconv -f UTF-16 -t UTF-8."
+        raise ValueError(msg)
+    if block.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    if b"\0" in block:
+        yield from map(os.fsdecode, _records(file))
+        return
+    for line in file:
+        path = line.rstrip(b"\r\n")
+        if b"\0" in path:
+            msg = f"{to_text(name)} has zero bytes after some names alone: end all of them so, as find -print0 does."
+            raise ValueError(msg)
+        if path:
+            yield os.fsdecode(path)
+
+
+def _records(file: IO[bytes]) -> Iterator[bytes]:
+    rest = b""
+    while block := file.read1(_BLOCK):  # type: ignore[attr-defined]
+        *records, rest = (rest + block).split(b"\0")
+        yield from filter(None, records)
+    if rest:
+        yield rest
+
+
+def _globbed(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - pathlib's does not keep the way it is written
+
+
+def _found(argument: str) -> str:
+    path = Path(argument)
+    if argument == STDIN or path.exists():
+        return argument
+    spelled = on_disk(path)
+    if spelled.exists():
+        return str(spelled)
+    if glob.has_magic(argument) and next(iter(glob.iglob(argument, recursive=True)), None):  # noqa: PTH207
+        return argument
+    what = "finds no file" if glob.has_magic(argument) else "does not exist"
+    msg = (
+        f"{to_text(argument)} {what} (working directory {to_text(str(Path.cwd()))}): give folders, image files, globs, "
+        f"lists of paths ({LIST_SUFFIX}), or - for standard input."
+    )
+    raise FileNotFoundError(msg)

@@ -1,0 +1,124 @@
+"""From images to rows: by one model, or by its first view where that decides already."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from anomalib_defend.decision.table import rows_of
+
+from .journal import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anomalib.data import ImageBatch
+    from torch import Tensor
+
+    from anomalib_defend.decision.calibration import Calibration
+
+MARGIN = 0.02
+"""Of the distance between the threshold and the typical normal image: what two models may differ by in rounding."""
+
+
+class Scorer(Protocol):
+    """What scores batches: an export, or a checkpoint."""
+
+    calibration: Calibration | None
+    """What the scores mean, where it is known."""
+    batch_size: int
+    parallel: int
+    """How many batches are scored at a time, each from a thread of its own."""
+
+    def prepare(self, path: str, /) -> Tensor:
+        """What is scored of an image; called in any thread.
+
+        Raises:
+            UnusableImageError: If the file cannot be read.
+        """
+
+    def score(self, paths: Sequence[str], images: Sequence[Tensor]) -> ImageBatch:
+        """Score what ``prepare`` has returned, and say what it means."""
+
+
+class Judge:
+    """Rows of images by one model.
+
+    Args:
+        scorer: The model.
+        pictures: Folder of their pictures, if any are wanted.
+        root: Folder of the table.
+    """
+
+    def __init__(self, scorer: Scorer, pictures: Path | None = None, root: Path = Path()) -> None:
+        self.prepare, self.batch_size, self.parallel = scorer.prepare, scorer.batch_size, scorer.parallel
+        self._scorer = scorer
+        self._threshold = None if scorer.calibration is None else scorer.calibration.label_threshold
+        self._write: Any = None
+        if pictures is not None:
+            from .pictures import write_pictures  # noqa: PLC0415 - needs OpenCV
+
+            self._write = partial(write_pictures, model=getattr(scorer, "model", None), folder=pictures, root=root)
+
+    def entries(self, paths: Sequence[str], images: Sequence[Tensor]) -> list[Entry]:
+        """The rows of images that could be read; called in any thread."""
+        batch = self._scorer.score(paths, images)
+        if self._write is not None:
+            batch.picture = self._write(batch)
+        return [Entry(row) for row in rows_of(batch, self._threshold)]
+
+
+class FirstViewJudge:
+    """Rows of images by a model whose score is the smallest of several views': most normal images show in the first.
+
+    What the first view's score makes normal stays normal: its score is an upper bound, and all labels are those of all
+    views. A score nearer to the threshold than rounding can move it is computed in full.
+
+    Args:
+        first: The model of the first view alone.
+        full: The model of all views.
+
+    Raises:
+        ValueError: If they have other thresholds, or take other images.
+    """
+
+    def __init__(self, first: Scorer, full: Scorer) -> None:
+        calibration = full.calibration
+        if calibration is None or first.calibration != calibration:
+            msg = "--first-view is of another model: its threshold or its normal scores are others than MODEL's."
+            raise ValueError(msg)
+        if getattr(first, "size", None) != getattr(full, "size", None):
+            msg = "--first-view is of another model: it takes images of another size than MODEL."
+            raise ValueError(msg)
+        self.prepare, self.batch_size, self.parallel = full.prepare, first.batch_size, full.parallel
+        self._first, self._full = Judge(first), Judge(full)
+        self._margin = MARGIN * abs(calibration.image.scale)
+        self._limit = min(calibration.label_threshold, calibration.image.threshold) - self._margin
+
+    def entries(self, paths: Sequence[str], images: Sequence[Tensor]) -> list[Entry]:
+        """The rows of images that could be read; called in any thread.
+
+        Raises:
+            ValueError: If another view has raised a score: the models do not belong together.
+        """
+        bounds = [entry.row for entry in self._first.entries(paths, images)]
+        entries = [Entry(row, upper_bound=True) for row in bounds]
+        # a score that is no number is compared with none
+        left = [index for index, row in enumerate(bounds) if not _raw(row) <= self._limit]
+        if left:
+            for index, entry in zip(
+                left, self._full.entries([paths[i] for i in left], [images[i] for i in left]), strict=True
+            ):
+                if _raw(entry.row) > _raw(bounds[index]) + self._margin:
+                    msg = (
+                        f"--first-view is not the first view of MODEL: {paths[index]!r} has the score "
+                        f"{_raw(bounds[index]):g} there, and {_raw(entry.row):g} with all views, which is never higher."
+                    )
+                    raise ValueError(msg)
+                entries[index] = entry
+        return entries
+
+
+def _raw(row: Any) -> float:
+    return float("nan") if row.raw_score is None else row.raw_score

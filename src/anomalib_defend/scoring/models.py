@@ -1,0 +1,109 @@
+"""The model that scores, and that of its first view: a checkpoint or an OpenVINO export each."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomalib_defend.data.workers import usable_cores
+from anomalib_defend.decision.calibration import calibration_path
+from anomalib_defend.decision.models import Checkpoint, Export, open_model
+
+from .judges import FirstViewJudge, Judge
+
+if TYPE_CHECKING:
+    from anomalib_defend.decision.calibration import Calibration
+
+    from .judges import Scorer
+
+
+class Model:
+    """What scores the images, and what the scores mean.
+
+    Args:
+        path: As for `open_model`.
+        first_view: The model of the first view alone, or None.
+        target_fpr: Moves the threshold, unless it is None.
+        hint: OpenVINO's precision, or None.
+
+    Raises:
+        FileNotFoundError: If there is no such model, or no calibration, and one is needed.
+        ValueError: If an argument does not fit the model.
+    """
+
+    def __init__(self, path: Path, first_view: Path | None, target_fpr: float | None, hint: str | None) -> None:
+        self._opened = open_model(path)
+        self.path, self._hint, self._target_fpr = self._opened.path, hint, target_fpr
+        if hint is not None and isinstance(self._opened, Checkpoint):
+            msg = f"hint={hint!r} is of OpenVINO: give its .xml file."
+            raise ValueError(msg)
+        self._first = None if first_view is None else open_model(first_view)
+        if self._first is not None and type(self._first) is not type(self._opened):
+            msg = f"--first-view {first_view} and {path} must both be checkpoints, or both OpenVINO models."
+            raise ValueError(msg)
+        self.missing = ""
+        """Why there is no calibration."""
+        self.calibration: Calibration | None = None
+        try:
+            self.calibration = self._calibration(self._opened)
+        except (FileNotFoundError, ValueError) as error:
+            if target_fpr is not None or first_view is not None:
+                raise
+            self.missing = str(error)
+
+    @property
+    def first_view(self) -> Path | None:
+        """The file of the first view's model."""
+        return None if self._first is None else self._first.path
+
+    def judge(self, maps: Path | None, root: Path) -> Judge:
+        """What makes the rows of images, with all views.
+
+        Args:
+            maps: Folder of pictures, if any are wanted.
+            root: Folder of the table.
+        """
+        return Judge(self._scorer(self._opened, self.calibration, maps is not None), maps, root)
+
+    def first_view_judge(self) -> FirstViewJudge:
+        """What makes the rows of images, with the first view alone where that decides."""
+        assert self._first is not None  # noqa: S101 - it is asked for where there is one
+        first = self._scorer(self._first, self._calibration(self._first), maps=False, views="whole")
+        return FirstViewJudge(first, self._scorer(self._opened, self.calibration, maps=False))
+
+    def _calibration(self, opened: Checkpoint | Export) -> Calibration:
+        calibration = opened.calibration()
+        return calibration if self._target_fpr is None else calibration.moved(self._target_fpr)
+
+    def _scorer(
+        self, opened: Checkpoint | Export, calibration: Calibration | None, maps: bool, views: str | None = None
+    ) -> Scorer:
+        if isinstance(opened, Export):
+            from .exported import ExportedScorer  # noqa: PLC0415 - optional extra
+
+            return ExportedScorer(opened, calibration, self._hint, maps=maps, parallel=usable_cores())
+        from anomalib_defend.models import ObjectPrototypes  # noqa: PLC0415 - seconds
+
+        from .checkpoint import CheckpointScorer  # noqa: PLC0415 - as above
+
+        model = opened.load()
+        if views is not None:
+            if not isinstance(model, ObjectPrototypes):
+                msg = f"--first-view {opened.path} is no checkpoint of ObjectPrototypes: no other model has one."
+                raise ValueError(msg)
+            model = opened.load(views=views)
+        return CheckpointScorer(model, calibration)
+
+
+def digest(model: Path | None) -> str | None:
+    """A number of what a model's files hold."""
+    if model is None:
+        return None
+    number = hashlib.blake2b(digest_size=16)
+    for path in (model, model.with_suffix(".bin"), calibration_path(model)):
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    number.update(block)
+    return number.hexdigest()

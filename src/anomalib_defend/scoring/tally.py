@@ -1,0 +1,64 @@
+"""What is known of all images together, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anomalib_defend.decision.conformal import cutoff
+
+if TYPE_CHECKING:
+    from anomalib_defend.decision.calibration import Calibration
+
+    from .journal import Entry
+
+
+class Tally:
+    """Counts rows, and their p-values, of which there are n + 1 different ones.
+
+    Args:
+        calibration: Where the p-values come from; None if there are none.
+    """
+
+    def __init__(self, calibration: Calibration | None) -> None:
+        self.images = self.errors = self.novel = self.stopped = 0
+        self._levels = 0 if calibration is None else calibration.count + 1
+        self._counts = np.zeros(self._levels + 1, dtype=np.int64)  # at k: how many p-values are k / (n + 1)
+
+    def add(self, entry: Entry) -> None:
+        """Count a row."""
+        row = entry.row
+        self.images += 1
+        self.errors += bool(row.error)
+        self.novel += row.label is True
+        self.stopped += entry.upper_bound
+        if row.p_value is not None:
+            self._counts[self._rank(row.p_value)] += 1
+
+    @property
+    def p_values(self) -> int:
+        """How many p-values there are."""
+        return int(self._counts.sum())
+
+    def at_most(self, value: float) -> int:
+        """How many p-values are at most ``value``."""
+        return int(self._counts[: int(value * self._levels + 1e-9) + 1].sum())
+
+    def selects(self, target_fdr: float) -> int:
+        """The largest rank k such that images with a p-value of at most k / (n + 1) are selected; 0 if none is.
+
+        See `decision.conformal.select`; an image without p-value counts as normal.
+        """
+        if not self._levels:
+            return 0
+        counts = self._counts[1:].copy()
+        counts[-1] += self.images - self.p_values
+        return self._rank(max(0.0, cutoff(np.arange(1, self._levels + 1) / self._levels, counts, target_fdr)))
+
+    def is_selected(self, p_value: float | None, rank: int) -> bool:
+        """Whether a p-value is at most that of a rank, digits lost in a file apart."""
+        return p_value is not None and self._rank(p_value) <= rank
+
+    def _rank(self, p_value: float) -> int:
+        return round(p_value * self._levels)
