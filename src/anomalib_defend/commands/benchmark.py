@@ -8,6 +8,7 @@ left in the folder of results, not the YAML file.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,9 @@ def _run(options: Namespace) -> int:
         print(f"FAILED {cell}: {error}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} cell(s) failed; their logs are in {folder}/*/log.txt.", file=sys.stderr)
+    print(f"Results: {folder}")
+    following = ["anomalib-defend", "benchmark", "report", str(folder), "--out", f"{comparison.name}.html"]
+    print(f"Next: {shlex.join(following)}")
     return 1 if failed else 0
 
 
