@@ -285,7 +285,11 @@ def test_names_may_look_like_numbers(config):
     content = yaml.safe_load(file.read_text())
     content["models"] = {224: content["models"]["DN2"], 0.5: content["models"]["Defend"]}
     content["data"] = {2012: {**content["data"]["VOC"], "categories": {3: "dog"}}}
-    content |= {"title": 7, "reference": 0.5, "cells": [{"models": 224}, {"models": [0.5], "data": 2012, "categories": 3}]}
+    content |= {
+        "title": 7,
+        "reference": 0.5,
+        "cells": [{"models": 224}, {"models": [0.5], "data": 2012, "categories": 3}],
+    }
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     comparison = load(file)
     assert (comparison.models, comparison.data) == (["224", "0.5"], ["2012"])
@@ -360,6 +364,8 @@ def test_cells_by_anomalibs_pipeline(config, tmp_path, capfd):
         # Defend and DN2 keep the order of the scores: anomalib's metric after post-processing is that of the raw ones
         assert content["row"]["image_AUROC"] == pytest.approx(roc_auc_score(scores.label, scores.score), abs=1e-6)
         assert content["measured"]["images_per_second"] > 0
+        assert set(scores["called"]) <= {0, 1}
+        assert scores["categories"].str.contains("dog").tolist() == (scores.label == 0).tolist()
         assert content["measured"]["parameters"] > 100_000
         assert 0 < content["row"]["fit_duration"] < content["seconds"]
         job = yaml.safe_load((folder / "job.yaml").read_text())["benchmark"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anomalib_defend.benchmark.plan import Comparison
-    from anomalib_defend.benchmark.report import Table
+    from anomalib_defend.benchmark.table import Table
 
 RESULTS = Path("runs/benchmark")
 Assignment = restricted_string_type("NAME=VALUE", "^[^=]+=.*$")
@@ -100,13 +100,14 @@ def _check_same_file(comparison: Comparison, folder: Path) -> None:
 
 def _report(options: Namespace) -> int:
     """Write tables and plots."""
-    from anomalib_defend.benchmark.report import Table  # noqa: PLC0415 - torch and anomalib
+    from anomalib_defend.benchmark.report import markdown  # noqa: PLC0415 - torch and anomalib
+    from anomalib_defend.benchmark.table import Table  # noqa: PLC0415
 
     save_plots = None if options.plots is None else _import_plots()
     folders = [path if path.is_dir() else RESULTS / path.stem for path in map(Path, options.results)]
     table = Table(folders)
     print(f"What `run` has left in {', '.join(map(str, folders))}.", file=sys.stderr)
-    text = table.markdown()
+    text = markdown(table)
     if options.out is None:
         print(text)
     else:
