@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 import miniatures
+from browsing import CHROMIUM
 
 # HYPOTHESIS_PROFILE=thorough looks longer; both try the same cases in every run
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
@@ -46,6 +47,18 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         return miniatures.trust(monkeypatch, miniatures.WRITERS[name](tmp_path / name))
 
     return write_data
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """An installed Chromium; the test is skipped where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome is installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

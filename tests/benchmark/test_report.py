@@ -2,16 +2,16 @@
 
 import json
 import re
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+from comparisons import make_scores, write_results
 from sklearn.metrics import roc_auc_score
 
 from anomalib_defend.benchmark.images import wrong_shares
 from anomalib_defend.benchmark.papers import figures
-from anomalib_defend.benchmark.plan import Cell, Comparison, save
 from anomalib_defend.benchmark.report import markdown
 from anomalib_defend.benchmark.statistics import difference, pair
 from anomalib_defend.benchmark.table import Table
@@ -19,47 +19,9 @@ from anomalib_defend.commands import main
 from anomalib_defend.decision.ranking import auroc
 
 
-def make_scores(seed, shift, images=200, noise=None):
-    """Scores of images of which every fourth is novel: the larger the shift, the better the model."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(images) % 4 == 0
-    score = rng.normal(size=images) if noise is None else noise
-    paths = [f"/data/{number}.png" for number in range(images)]
-    return pd.DataFrame({"image_path": paths, "label": labels.astype(int), "score": score + shift * labels})
-
-
 @pytest.fixture
 def results(tmp_path):
-    """Write a folder of results: ``scores`` maps (model, category, seed) to a table, an error text, or nothing."""
-
-    def write(scores, models=("DN2", "A"), categories=("dog", "cat"), seeds=(0, 1), papers=None, **changes):
-        cells = [
-            Cell(model, "VOC", category, seed, {"class_path": "M", "init_args": {}}, {}, {}, "cpu")
-            for model in models
-            for category in categories
-            for seed in seeds
-            if (model, category, seed) in scores
-        ]
-        comparison = Comparison("small", "Small", "DN2", list(models), ["VOC"], papers or {}, [], cells)
-        save(replace(comparison, **changes), tmp_path)
-        for cell in cells:
-            found = scores[cell.model, cell.category, cell.seed]
-            folder = tmp_path / cell.folder
-            folder.mkdir()
-            if isinstance(found, str):
-                (folder / "error.txt").write_text(f"{cell.key}\n{found}\n")
-            elif found is not None:
-                row = {"image_AUROC": float(roc_auc_score(found.label, found.score)), "fit_duration": 10.0 + cell.seed}
-                if cell.model == "A":  # rows need not have the same keys
-                    row["pixel_AUROC"] = 0.9
-                measured = {"images_per_second": 20.0, "parameters": 5_000_000, "peak_memory_gb": 1.0, "machine": "M"}
-                size = {"train_images": 1, "test_images": len(found), "pixels": 1}
-                content = {"key": cell.key, "row": row, "measured": measured, "seconds": 1.0, "size": size}
-                (folder / "result.json").write_text(json.dumps(content))
-                found.to_csv(folder / "scores.csv", index=False)
-        return tmp_path
-
-    return write
+    return partial(write_results, tmp_path)
 
 
 def test_auroc_is_scikit_learns():
@@ -268,11 +230,11 @@ def test_cells_of_older_versions_are_reported(results):
     [
         (
             {"A": 3, "B": 2},
-            r"On VOC A is best with mean AUROC over 2 categories 0\.\d+, \+0\.\d+ \[\+.*DN2, clear of zero\.",
+            r"VOC: A is best with a mean AUROC over 2 categories of 0\.\d+, \+0\.\d+ \[\+.*DN2, clear of zero\.",
         ),
-        ({"A": 1.05}, r"On VOC A is best .*, \+.* \[-.*, not clear of zero\."),
-        ({"A": 0.1, "B": 0.8}, r"On VOC the reference DN2 is best .* the next, B, differs by -.*, clear of zero\."),
-        ({}, r"On VOC DN2 has mean AUROC over 2 categories 0\.\d+, and there is no other model"),
+        ({"A": 1.05}, r"VOC: A is best .*, \+.* \[-.*, not clear of zero\."),
+        ({"A": 0.1, "B": 0.8}, r"VOC: the reference DN2 is best .* the next, B, differs by -.*, clear of zero\."),
+        ({}, r"VOC: DN2 has a mean AUROC over 2 categories of 0\.\d+, and there is no other model"),
     ],
 )
 def test_the_verdict(results, shifts, words):
@@ -290,7 +252,7 @@ def test_the_verdict(results, shifts, words):
 
 def test_the_verdict_without_pairs(results):
     text = markdown(Table([results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): None})]))
-    assert "On VOC no model has been tested on the same images as DN2, in all categories." in text
+    assert "Not yet told, for want of a model that was tested on the same images as DN2 in all categories: VOC." in text
 
 
 def test_how_wrong_each_score_is():

@@ -1,7 +1,6 @@
-"""A finished test of 80 images with pictures, boxes and categories, and its page in an installed Chromium."""
+"""A finished test of 80 images with pictures, boxes and categories, and its page."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from anomalib_defend.visualization.visualizer import save
 
 VALIDATION = 99
 EVIL = '<img onerror="document.title=1" src=x>'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def calibration() -> Calibration:
@@ -101,15 +99,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> Path:
 @pytest.fixture(scope="session")
 def report(finished: Path):
     return write_report(finished)
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """An installed Chromium; the test is skipped where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome is installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()

@@ -56,13 +56,14 @@ def about(table: Table) -> str:
 def sections(table: Table) -> list[Section]:
     """All tables that have something to say."""
     found = [_auroc(table), _differences(table), _called(table), _hardest(table), *_papers(table), _pixels(table)]
-    return [section for section in (*found, _costs(table), _missing(table)) if section.lines or section.notes]
+    return [section for section in (*found, _costs(table)) if section.lines or section.notes]
 
 
 def markdown(table: Table) -> str:
     """The whole report."""
     parts = [f"# {table.comparison.title}", about(table), verdict(table)]
-    for section in sections(table):
+    absent = missing(table)
+    for section in [*sections(table), *([absent] if absent.lines else [])]:
         parts.append(f"## {section.title}")
         if section.lines:
             parts.append(_markdown(section))
@@ -260,7 +261,8 @@ def _costs(table: Table) -> Section:
     return Section("Cost", head, lines, [note] if lines else [])
 
 
-def _missing(table: Table) -> Section:
+def missing(table: Table) -> Section:
+    """Cells without result."""
     lines = [
         _cells(cell.model, cell.data, cell.category, str(cell.seed), f"failed, {error}" if error else NOT_RUN)
         for cell, error in ((outcome.cell, outcome.error) for outcome in table.outcomes if outcome.result is None)

@@ -10,32 +10,41 @@ from .table import MEAN, Table
 
 def verdict(table: Table) -> str:
     """Which model is best on each data, and whether its paired difference to the reference is clear of zero."""
-    sentence = "; ".join(_clause(table, data) for data in table.comparison.data) or "nothing was planned"
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    reference = table.comparison.reference
+    clauses = {data: _clause(table, data) for data in table.comparison.data}
+    told = [f"{data}: {clause}" for data, clause in clauses.items() if clause]
+    untold = [data for data, clause in clauses.items() if not clause]
+    if untold:
+        told.append(
+            f"not yet told, for want of a model that was tested on the same images as {reference} in all categories: "
+            f"{' / '.join(untold)}"
+        )
+    sentence = "; ".join(told)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
 def _clause(table: Table, data: str) -> str:
-    """The last row of some data: the mean over its categories, or its only one."""
+    """The last row of some data: the mean over its categories, or its only one; empty where nothing can be said."""
     reference, row = table.comparison.reference, table.last_row(data)
-    what = f"mean AUROC over {len(table.categories(data))} categories" if row == MEAN else "AUROC"
+    what = f"a mean AUROC over {len(table.categories(data))} categories of" if row == MEAN else "an AUROC of"
     own = table.values(reference, data, row)
     others = [name for name in table.comparison.models if name != reference]
     found = {name: table.difference(name, data, row) for name in others}
     known = {name: value for name, value in found.items() if isinstance(value, Difference)}
     if own and not others:
-        return f"on {data} {reference} has {what} {mean(own):.3f}, and there is no other model to compare it with"
+        return f"{reference} has {what} {mean(own):.3f}, and there is no other model to compare it with"
     if not own or not known:
-        return f"on {data} no model has been tested on the same images as {reference}, in all categories"
+        return ""
     best = max(known, key=lambda name: known[name].mean)
     difference = known[best]
     words = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     clear = "clear of zero" if difference.clear else "not clear of zero"
     if difference.mean <= 0:
         return (
-            f"on {data} the reference {reference} is best with {what} {mean(own):.3f}, and the next, {best}, differs "
-            f"by {words}, {clear}"
+            f"the reference {reference} is best with {what} {mean(own):.3f}, and the next, {best}, differs by {words}, "
+            f"{clear}"
         )
     return (
-        f"on {data} {best} is best with {what} {mean(table.values(best, data, row)):.3f}, {words} against the "
-        f"reference {reference}, {clear}"
+        f"{best} is best with {what} {mean(table.values(best, data, row)):.3f}, {words} against the reference "
+        f"{reference}, {clear}"
     )

@@ -50,7 +50,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     summary = "tables and plots of the finished cells"
     report = ArgumentParser(description=f"{summary.capitalize()}.")
     report.add_argument("results", type=str, nargs="+", help="folders of results, or names of the YAML files")
-    report.add_argument("--out", type=str, help="Markdown file; default: the screen")
+    report.add_argument(
+        "--out", type=str, help="a page for a browser (.html), or Markdown (.md); default: Markdown on the screen"
+    )
     report.add_argument("--plots", type=str, help="folder of the plots")
     commands.add_subcommand("report", report, help=summary)
 
@@ -107,13 +109,17 @@ def _report(options: Namespace) -> int:
     folders = [path if path.is_dir() else RESULTS / path.stem for path in map(Path, options.results)]
     table = Table(folders)
     print(f"What `run` has left in {', '.join(map(str, folders))}.", file=sys.stderr)
-    text = markdown(table)
-    if options.out is None:
-        print(text)
+    out = None if options.out is None else Path(options.out)
+    if out is None:
+        print(markdown(table))
+    elif out.suffix == ".html":
+        from anomalib_defend.benchmark.page import write_report  # noqa: PLC0415
+
+        write_report(table, folders, out)
+        print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB). Open it in a browser; it needs no network.")
     else:
-        out = Path(options.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        out.write_text(markdown(table), encoding="utf-8")
     if save_plots is not None:
         for path in save_plots(table, Path(options.plots)):
             print(path)
