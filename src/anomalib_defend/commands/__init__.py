@@ -24,6 +24,7 @@ COMMANDS = {
     "benchmark": "compare models by a YAML file, and make tables and plots of it",
     "report": "make one page for a browser of a finished test or predict",
     "threshold": "tell a model's threshold and what to expect of it, move it, or compute it anew",
+    "app": "open a page on this machine: drop images, see what a model says of them, move the threshold",
     "example": "write the embedded example's scenes of handwritten digits",
 }
 

@@ -56,10 +56,10 @@ class Export:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._graph = open_graph(path)
+        self.path = path
+        self.graph = open_graph(path)
         try:
-            self._endings = find_endings(self._graph)
+            self.endings = find_endings(self.graph)
         except ValueError as error:
             msg = f"The threshold of {path} cannot be moved ({error}): move the checkpoint's, and export it again."
             raise ValueError(msg) from error
@@ -71,9 +71,9 @@ class Export:
             FileNotFoundError: If there is none.
             ValueError: If it is another model's.
         """
-        path = calibration_path(self._path)
+        path = calibration_path(self.path)
         calibration = Calibration.load(path)
-        threshold, _ = read(self._graph, self._endings["image"])
+        threshold, _ = read(self.graph, self.endings["image"])
         if not np.isclose(threshold, calibration.image.threshold, rtol=2e-3, atol=1e-6):  # half precision
             msg = (
                 f"{path} is of another model: its threshold is {calibration.image.threshold}, the graph's {threshold}."
@@ -88,7 +88,7 @@ class Export:
 
     def measure(self, images: Sequence[Path], hint: str | None) -> Measured:
         """Score images one by one, in the arithmetic of OpenVINO's precision ``hint``."""
-        run = self._graph.raw_outputs(self._endings, hint)
+        run = self.graph.raw_outputs(self.endings, hint)
         scores, maps = [], []
         for image in images:
             found = run(_read(image).numpy()[None])
@@ -99,9 +99,7 @@ class Export:
 
     def arithmetic(self, hint: str | None) -> str:
         """A name for what the scores were computed in."""
-        return (
-            f"{'OpenVINO' if self._path.suffix == '.xml' else 'ONNX Runtime'} on a CPU, {hint or 'default'} precision"
-        )
+        return f"{'OpenVINO' if self.path.suffix == '.xml' else 'ONNX Runtime'} on a CPU, {hint or 'default'} precision"
 
     def save(self, path: Path, calibration: Calibration, labels: bool | None) -> None:
         """Write the model with another threshold.
@@ -112,8 +110,8 @@ class Export:
         if labels is not None:
             msg = "labels are a part of an export's graph: change the checkpoint, and export it again."
             raise ValueError(msg)
-        write(self._graph, self._endings, calibration)
-        self._graph.save(path)
+        write(self.graph, self.endings, calibration)
+        self.graph.save(path)
         calibration.save(calibration_path(path))
 
 
@@ -131,7 +129,7 @@ class Checkpoint:
         from anomalib_defend.models.components.checkpoints import read_checkpoint  # noqa: PLC0415 - seconds
         from anomalib_defend.post_processing import NormalQuantilePostProcessor  # noqa: PLC0415 - seconds
 
-        self._path = path
+        self.path = path
         self._content = read_checkpoint(path)
         if "target_fpr" not in self._content.get(CONFIG, {}):
             msg = f"{path} has no target_fpr: its post-processor is not NormalQuantilePostProcessor."
@@ -169,7 +167,7 @@ class Checkpoint:
         if hint is not None:
             msg = f"hint={hint!r} is of OpenVINO: give its .xml file."
             raise ValueError(msg)
-        model = self._load().eval()
+        model = self.load().eval()
         scores, maps = [], []
         for image in images:
             predictions = model.model(model.pre_processor.transform(_read(image))[None])
@@ -178,14 +176,15 @@ class Checkpoint:
                 maps.append((predictions.anomaly_map.max().item(), predictions.anomaly_map.mean().item()))
         return Measured(scores, maps)
 
-    def _load(self) -> Any:
+    def load(self, **arguments: Any) -> Any:
+        """The model, on the CPU, with other ``arguments`` than the checkpoint's, if there are any."""
         import anomalib_defend.models as package  # noqa: PLC0415 - seconds
         from anomalib_defend.models.components.checkpoints import MODEL_KEY  # noqa: PLC0415 - seconds
 
         named = self._content.get(MODEL_KEY)
         for name in [named] if named in package.__all__ else package.__all__:  # version 0.1 names none
             try:
-                return getattr(package, name).load_from_checkpoint(self._path, map_location="cpu")
+                return getattr(package, name).load_from_checkpoint(self.path, map_location="cpu", **arguments)
             except ValueError:  # noqa: PERF203 - five at most
                 if name in {named, package.__all__[-1]}:
                     raise
