@@ -20,7 +20,7 @@ def judge(trained):
     return Judge(trained / "model.ckpt")
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "openvino", "onnx"])
+@pytest.mark.parametrize("kind", ["checkpoint", "openvino", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_scores_are_the_engines(trained, images, judge, kind) -> None:
     model = ObjectPrototypes.load_from_checkpoint(trained / "model.ckpt", map_location="cpu").eval()
     if kind != "checkpoint":
@@ -42,7 +42,7 @@ def test_the_view_follows_the_threshold(judge, images) -> None:
     """Verdicts are those of the model whose threshold was moved; scores move, p-values do not."""
     found = [judge(path) for path in images]
     seen = {}
-    for target in (0.001, judge.calibration.target_fpr, 0.5):
+    for target in (0.05, 0.3, 0.5):
         calibration = judge.calibration.moved(target)
         shown = view(found, calibration)
         novel = [one for one in found if one.raw > calibration.image.threshold]
@@ -50,8 +50,9 @@ def test_the_view_follows_the_threshold(judge, images) -> None:
         assert f"{len(novel)} of {len(found)} images" in shown.sentence
         assert f"target_fpr={target:g}" in shown.promise
         assert [float(row[2]) for row in shown.table] == sorted((float(row[2]) for row in shown.table), reverse=True)
-        seen[target] = [row[3] for row in shown.table]
-    assert len(set(map(tuple, seen.values()))) == 1
+        seen[target] = len(novel), [row[3] for row in shown.table]
+    assert [number for number, _ in seen.values()] == [0, 1, 2]  # the k-th largest of six is the threshold, k 0, 2, 3
+    assert len({tuple(p_values) for _, p_values in seen.values()}) == 1
     picture, words = shown.pictures[0]
     assert picture.width > 2 * 200  # image and heat map
     assert words.startswith(shown.table[0][0])
@@ -76,8 +77,8 @@ def test_what_is_no_image_gets_a_message(judge, tmp_path) -> None:
 def test_no_path_outside_of_the_dropped_files(judge, images, tmp_path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
-    (inside / "link.jpg").symlink_to(images[0])
-    ways = [images[0], inside / ".." / "x.png", inside / "link.jpg", "/etc/passwd"]
+    (inside / "link.png").symlink_to(images[0])
+    ways = [images[0], inside / ".." / "x.png", inside / "link.png", "/etc/passwd"]
     found = judged(judge, list(map(str, ways)), inside)
     assert len(found) == 4
     assert all("no file that was dropped here" in one.error for one in found)
@@ -85,7 +86,7 @@ def test_no_path_outside_of_the_dropped_files(judge, images, tmp_path) -> None:
 
 def test_an_image_is_judged_once(judge, images) -> None:
     before = [Judged(images[0], raw=9.0)]
-    first, second = judged(judge, list(map(str, images[:2])), images[0].parents[2], before)
+    first, second = judged(judge, list(map(str, images[:2])), images[0].parent, before)
     assert first is before[0]
     assert second.raw != 9.0
 

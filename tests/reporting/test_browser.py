@@ -193,6 +193,19 @@ def test_rates_of_categories(page, rows) -> None:
         assert lines[name][2] == str(len(novel))
         if novel:
             assert lines[name][3].startswith(f"{sum(not row.label for row in novel)} of {len(novel)} (")
+    assert next(iter(lines)) == "all images"
+    assert (lines["all images"][0], lines["all images"][2]) == ("40", "40")
+    assert lines["all images"][1].startswith(f"{number(page, 'alarms')} of 40 (")
+    rates = [
+        sum(row.label is not row.true_label for row in rows if row.true_label is truth) / 40 for truth in (False, True)
+    ]
+
+    def beyond(name):
+        held = [row for row in rows if name in row.categories.split("; ")]
+        return round(sum((row.label is not row.true_label) - rates[row.true_label] for row in held), 9)
+
+    order = [beyond(name) for name in list(lines)[1:]]
+    assert order == sorted(order, reverse=True)
 
 
 def test_all_controls_are_reached_by_keyboard(page) -> None:

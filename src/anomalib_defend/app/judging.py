@@ -91,7 +91,8 @@ class Judge:
 
 @torch.inference_mode()
 def _of_engine(model: Any, images: NDArray[np.float32]) -> Outputs:
-    predictions = model(torch.from_numpy(images))
+    # as the engine does it: a graph for export resizes in another way, which moves scores a little
+    predictions = model.post_processor(model.model(model.pre_processor.transform(torch.from_numpy(images))))
     heat = predictions.anomaly_map
     return predictions.pred_score.item(), None if heat is None else heat.float().squeeze().numpy()
 

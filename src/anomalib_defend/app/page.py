@@ -110,7 +110,7 @@ def build(judge: Judge, folder: Path) -> Blocks:
                 sentence = gr.Textbox(
                     view([], calibration).sentence, label="Verdict", interactive=False, elem_id="verdict"
                 )
-                pictures = gr.Gallery(label="Pictures", columns=2, elem_id="pictures", height="auto", buttons=[])
+                pictures = gr.Gallery(label="Pictures", columns=2, elem_id="pictures", object_fit="contain", buttons=[])
         table = gr.Dataframe(headers=list(HEAD), datatype="str", interactive=False, elem_id="table", wrap=True)
         shown = [sentence, promise, table, pictures]
         files.change(dropped, [files, target, state], [state, *shown], api_visibility="private")
@@ -155,7 +155,8 @@ def serve(
         server_port=port,
         share=False,
         inbrowser=in_browser,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
+        quiet=True,  # or it offers a public link
         max_file_size=MOST_BYTES,
         allowed_paths=[],
         footer_links=[],
@@ -167,4 +168,7 @@ def serve(
         theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
         app_kwargs={"middleware": [Middleware(Policy)], "docs_url": None, "redoc_url": None, "openapi_url": None},
     )
+    print(f"The page: {page.local_url} (images stay on this machine; Ctrl+C ends it)", flush=True)
+    if block:
+        page.block_thread()
     return page

@@ -67,7 +67,11 @@
     const mine = rows.filter((row) => row.truth >= 0 && row.categories.includes(number));
     return { name, normal: mine.filter((row) => row.truth === 0), novel: mine.filter((row) => row.truth === 1) };
   });
-  const order = [...held].sort((a, b) => count([...b.normal, ...b.novel], isMistake) - count([...a.normal, ...a.novel], isMistake));
+  // Mistakes beyond those that as many images of any categories would have; at the run's threshold, so that rows stay.
+  const rate = (list) => list.length ? count(list, isMistake) / list.length : 0;
+  const rates = [rate(normal), rate(novel)];
+  const beyond = (one) => count([...one.normal, ...one.novel], isMistake) - rates[0] * one.normal.length - rates[1] * one.novel.length;
+  const order = [{ name: "all images", normal, novel }, ...[...held].sort((a, b) => beyond(b) - beyond(a))];
   function showCategories() {
     const body = at("categories").tBodies[0];
     body.replaceChildren(...order.filter((one) => one.normal.length + one.novel.length).map((one) => {
@@ -146,7 +150,7 @@
   if (!normal.length && !novel.length) for (const one of document.querySelectorAll(".labelled")) one.hidden = true;
   data.categories.forEach((name, number) => at("by-category").add(new Option(name, number)));
   at("category-label").hidden = !data.categories.length;
-  at("categories-section").hidden = !order.some((one) => one.normal.length + one.novel.length);
+  at("categories-section").hidden = !held.some((one) => one.normal.length + one.novel.length);
   at("heat-label").hidden = !rows.some((row) => row.picture && row.picture[1]);
   showFigures();
   showCategories();
