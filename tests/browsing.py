@@ -1,11 +1,8 @@
 """What the tests of pages ask of an installed Chromium."""
 
 import re
-import shutil
 import time
 from contextlib import contextmanager
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextmanager

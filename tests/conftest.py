@@ -1,6 +1,7 @@
 """A miniature of Pascal VOC, and the real data where it is at hand."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from hypothesis import settings
 
 import miniatures
-from browsing import CHROMIUM
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # HYPOTHESIS_PROFILE=thorough looks longer; both try the same cases in every run
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
@@ -49,6 +51,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     return write_data
 
 
+@pytest.fixture
+def shared() -> Path:
+    """The project's shared images and weights; the test is skipped where they are absent."""
+    folder = os.environ.get("ANOMALIB_DEFEND_SHARED")
+    if not folder or not (Path(folder) / "data" / "voc2012_animals.zip").is_file():
+        pytest.skip("ANOMALIB_DEFEND_SHARED does not name a folder with the project's shared data")
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """An installed Chromium; the test is skipped where there is none."""
@@ -59,15 +70,6 @@ def browser() -> Iterator[Any]:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
-
-
-@pytest.fixture
-def shared() -> Path:
-    """The project's shared images and weights; the test is skipped where they are absent."""
-    folder = os.environ.get("ANOMALIB_DEFEND_SHARED")
-    if not folder or not (Path(folder) / "data" / "voc2012_animals.zip").is_file():
-        pytest.skip("ANOMALIB_DEFEND_SHARED does not name a folder with the project's shared data")
-    return Path(folder)
 
 
 @pytest.hookimpl(optionalhook=True)

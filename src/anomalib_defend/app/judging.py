@@ -75,12 +75,13 @@ class Judge:
             image = torch.as_tensor(read_image(path, as_tensor=True)).numpy()[None]
         except READ_ERRORS as error:
             return Judged(path, error=str(error))
-        score, heat = self._run(image)
+        score, shown = self._run(image)
         if not np.isfinite(score):
             return Judged(path, error=f"the model gives it the score {score}")
-        level = self.calibration.pixel
-        if heat is not None:
-            heat = level.raw(heat) if self.calibration.normalized and level is not None else heat.astype(np.float64)
+        heat = None
+        if shown is not None:
+            scaled_by = self.calibration.pixel if self.calibration.normalized else None
+            heat = shown.astype(np.float64) if scaled_by is None else scaled_by.raw(shown)
         return Judged(
             path,
             float(raw_score(np.float32(score), self.calibration)),
