@@ -3,7 +3,6 @@
 anomalib-defend example --root quickstart/data
 anomalib train --config configs/quickstart.yaml
 python -m measurements.screenshots quickstart/results/Defend/SemanticVOC/three/latest quickstart/data/VOC2012
-
 """
 
 import argparse
