@@ -221,9 +221,9 @@ def _papers(table: Table) -> list[Section]:
             for row in rows
         ]
         note = (
-            "The columns marked “(paper)” are copied from the papers, not measured here: ViT-B/16 of ImageNet-21k unless "
-            "the name says otherwise, all images; their mean is over all categories of the data set, ours over those "
-            "that were run. `papers.yaml` tells where they come from."
+            "The columns marked “(paper)” are copied from the papers, not measured here: ViT-B/16 of ImageNet-21k "
+            "unless the name says otherwise, all images; their mean is over all categories of the data set, ours over "
+            "those that were run. `papers.yaml` tells where they come from."
         )
         head = ["category", *table.comparison.models, *(f"{method} (paper)" for method in methods)]
         what = f"{data}: {papers.LABEL}" + (", hardest novel class" if by_class else "")
