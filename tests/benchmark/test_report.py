@@ -1,62 +1,27 @@
 """Tables of a comparison: every figure against scikit-learn or by hand, nothing dropped silently."""
 
 import json
-from dataclasses import replace
+import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+from comparisons import make_scores, write_results
 from sklearn.metrics import roc_auc_score
 
+from anomalib_defend.benchmark.images import wrong_shares
 from anomalib_defend.benchmark.papers import figures
-from anomalib_defend.benchmark.plan import Cell, Comparison, save
-from anomalib_defend.benchmark.report import Table
+from anomalib_defend.benchmark.report import markdown
 from anomalib_defend.benchmark.statistics import difference, pair
+from anomalib_defend.benchmark.table import Table
 from anomalib_defend.commands import main
 from anomalib_defend.decision.ranking import auroc
 
 
-def make_scores(seed, shift, images=200, noise=None):
-    """Scores of images of which every fourth is novel: the larger the shift, the better the model."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(images) % 4 == 0
-    score = rng.normal(size=images) if noise is None else noise
-    paths = [f"/data/{number}.png" for number in range(images)]
-    return pd.DataFrame({"image_path": paths, "label": labels.astype(int), "score": score + shift * labels})
-
-
 @pytest.fixture
 def results(tmp_path):
-    """Write a folder of results: ``scores`` maps (model, category, seed) to a table, an error text, or nothing."""
-
-    def write(scores, models=("DN2", "A"), categories=("dog", "cat"), seeds=(0, 1), papers=None, **changes):
-        cells = [
-            Cell(model, "VOC", category, seed, {"class_path": "M", "init_args": {}}, {}, {}, "cpu")
-            for model in models
-            for category in categories
-            for seed in seeds
-            if (model, category, seed) in scores
-        ]
-        comparison = Comparison("small", "Small", "DN2", list(models), ["VOC"], papers or {}, [], cells)
-        save(replace(comparison, **changes), tmp_path)
-        for cell in cells:
-            found = scores[cell.model, cell.category, cell.seed]
-            folder = tmp_path / cell.folder
-            folder.mkdir()
-            if isinstance(found, str):
-                (folder / "error.txt").write_text(f"{cell.key}\n{found}\n")
-            elif found is not None:
-                row = {"image_AUROC": float(roc_auc_score(found.label, found.score)), "fit_duration": 10.0 + cell.seed}
-                if cell.model == "A":  # rows need not have the same keys
-                    row["pixel_AUROC"] = 0.9
-                measured = {"images_per_second": 20.0, "parameters": 5_000_000, "peak_memory_gb": 1.0, "machine": "M"}
-                size = {"train_images": 1, "test_images": len(found), "pixels": 1}
-                content = {"key": cell.key, "row": row, "measured": measured, "seconds": 1.0, "size": size}
-                (folder / "result.json").write_text(json.dumps(content))
-                found.to_csv(folder / "scores.csv", index=False)
-        return tmp_path
-
-    return write
+    return partial(write_results, tmp_path)
 
 
 def test_auroc_is_scikit_learns():
@@ -140,9 +105,11 @@ def test_the_tables_figures(results):
     assert table.values("A", "VOC", "mean") == pytest.approx(both)
     expected = np.mean([by_hand["A", name, s] - by_hand["DN2", name, s] for name in ("dog", "cat") for s in (0, 1)])
     assert table.difference("A", "VOC", "mean").mean == pytest.approx(expected)
-    text = table.markdown()
+    text = markdown(table)
     assert f"| VOC | dog | {_text(by_hand, 'DN2', 'dog')} | {_text(by_hand, 'A', 'dog')} |" in text
-    assert "Defend 0.954" in text
+    ours = f"{_mean_text(by_hand, 'DN2')} | {_mean_text(by_hand, 'A')}"
+    assert f"| mean | {ours} | 0.954 |" in text.partition("papers' own figures")[2]
+    assert f"| dog | {_text(by_hand, 'DN2', 'dog')} | {_text(by_hand, 'A', 'dog')} | 0.919 |" in text
     assert "| VOC | A | 10 s | 20.0 | 5.0 M | 1.0 GB |" in text
     assert "0.900 ± 0.000" in text.partition("## Pixel AUROC")[2]
     assert "Failed" not in text
@@ -150,6 +117,11 @@ def test_the_tables_figures(results):
 
 def _text(by_hand, model, category):
     values = [by_hand[model, category, seed] for seed in (0, 1)]
+    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+
+
+def _mean_text(by_hand, model):
+    values = [np.mean([by_hand[model, name, seed] for name in ("dog", "cat")]) for seed in (0, 1)]
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
@@ -164,15 +136,15 @@ def test_failed_and_missing_cells_are_shown(results, capsys):
     assert "4 of 6 cells are finished" in text
     assert ", 1 failed |" in text
     assert "| 1 missing |" in text
-    assert "- A | VOC | dog | seed 0: failed, ValueError: no | such thing" in text
-    assert "- A | VOC | cat | seed 0: not run with these settings" in text
+    assert r"| A | VOC | dog | 0 | failed, ValueError: no \| such thing |" in text
+    assert "| A | VOC | cat | 0 | not run with these settings |" in text
 
 
 def test_results_of_other_settings_are_missing(results):
     folder = results({("DN2", "dog", 0): make_scores(0, 1)})
     [file] = folder.glob("*/result.json")
     file.write_text(file.read_text().replace('"key": "', '"key": "0'))
-    assert "1 missing" in Table([folder]).markdown()
+    assert "1 missing" in markdown(Table([folder]))
 
 
 def test_other_test_images_are_not_compared(results):
@@ -187,22 +159,108 @@ def test_a_metric_that_was_clamped_is_told(results):
     content = json.loads(file.read_text())
     content["row"]["image_AUROC"] -= 0.05
     file.write_text(json.dumps(content))
-    assert "deviates by up to -0.050" in Table([folder]).markdown()
+    assert "deviates by up to -0.050" in markdown(Table([folder]))
 
 
-def test_the_hardest_novel_class(results):
+def test_the_hardest_novel_class_is_a_folder(results):
     found = make_scores(0, 1)
     classes = np.where(found.label == 1, np.where(np.arange(200) % 8 == 0, "truck", "apple"), "cat")
     found["image_path"] = [f"/data/{name}/{number}.png" for number, name in enumerate(classes)]
     folder = results({("DN2", "cat", 0): found}, by_novel_class=["VOC"], papers={"VOC": "CIFAR-10 against CIFAR-100"})
-    hardest = min(
-        roc_auc_score(part.label, part.score)
-        for name in ("truck", "apple")
-        for part in [found[(found.label == 0) | (classes == name)]]
-    )
-    text = Table([folder]).markdown().partition("## Hardest novel class")[2]
-    assert f"| VOC | cat | {hardest:.3f} |" in text
-    assert "FITYMI 0.900" in text
+    name, hardest = _hardest(found, {each: (found.label == 1) & (classes == each) for each in ("truck", "apple")})
+    text = markdown(Table([folder]))
+    assert f"| VOC | cat | {name} {hardest:.3f} |" in text.partition("## Hardest novel class")[2]
+    # the papers have the mean alone
+    assert f"| mean | {hardest:.3f} |  | 0.900 | 0.900 |" in text.partition("figures, hardest novel class")[2]
+
+
+def test_the_hardest_novel_class_is_a_category_that_images_show(results):
+    """Over two seeds; a category of a few images is not called the hardest, whatever its AUROC."""
+    seeds = []
+    for seed in (0, 1):
+        found = make_scores(seed, 1)
+        novel = found.label == 1
+        names = {"cow": np.arange(200) % 8 == 0, "van": np.arange(200) % 12 == 0, "few": np.arange(200) < 8}
+        found["categories"] = ["; ".join(name for name in names if names[name][row]) for row in range(200)]
+        found.loc[names["few"] & novel, "score"] = -9.0
+        seeds.append((found, {name: novel & names[name] for name in ("cow", "van")}))
+    folder = results({("DN2", "cat", seed): found for seed, (found, _) in enumerate(seeds)})
+    each = [{name: _auroc_of(found, part) for name, part in members.items()} for found, members in seeds]
+    means = {name: np.mean([one[name] for one in each]) for name in ("cow", "van")}
+    name = min(means, key=means.get)
+    assert f"| VOC | cat | {name} {means[name]:.3f} |  |" in markdown(Table([folder]))
+
+
+def _auroc_of(found, members):
+    part = found[(found.label == 0) | members]
+    return roc_auc_score(part.label, part.score)
+
+
+def _hardest(found, members):
+    return min(((name, _auroc_of(found, part)) for name, part in members.items()), key=lambda item: item[1])
+
+
+def test_false_alarms_and_misses(results):
+    scores = {}
+    for number, (category, seed) in enumerate([("dog", 0), ("dog", 1), ("cat", 0), ("cat", 1)]):
+        found = make_scores(number, 2)
+        scores["DN2", category, seed] = found.assign(called=(found.score > 1).astype(int))
+        scores["A", category, seed] = make_scores(number, 2)  # as older versions left it
+    text = markdown(Table([results(scores)])).partition("## False alarms and misses")[2]
+    rates = {}
+    for category in ("dog", "cat"):
+        both = pd.concat([scores["DN2", category, seed] for seed in (0, 1)])
+        alarms = int(((both.label == 0) & (both.score > 1)).sum())
+        misses = int(((both.label == 1) & (both.score <= 1)).sum())
+        rates[category] = alarms / 300, misses / 100
+        row = f"{alarms / 3:.1f} % ({alarms} of 300), {misses:.1f} % ({misses} of 100)"
+        assert f"| VOC | {category} | {row} | not recorded |" in text
+    together = [100 * np.mean([rates[name][part] for name in rates]) for part in (0, 1)]
+    assert f"| VOC | mean | {together[0]:.1f} %, {together[1]:.1f} % |  |" in text
+
+
+def test_cells_of_older_versions_are_reported(results):
+    text = markdown(Table([results({("DN2", "dog", 0): make_scores(0, 1)})]))
+    assert "Not recorded: these cells were finished by an older version" in text
+    assert "Not known: the data name no categories" in text
+
+
+@pytest.mark.parametrize(
+    ("shifts", "words"),
+    [
+        (
+            {"A": 3, "B": 2},
+            r"VOC: A is best with a mean AUROC over 2 categories of 0\.\d+, \+0\.\d+ \[\+.*DN2, clear of zero\.",
+        ),
+        ({"A": 1.05}, r"VOC: A is best .*, \+.* \[-.*, not clear of zero\."),
+        ({"A": 0.1, "B": 0.8}, r"VOC: the reference DN2 is best .* the next, B, differs by -.*, clear of zero\."),
+        ({}, r"VOC: DN2 has a mean AUROC over 2 categories of 0\.\d+, and there is no other model"),
+    ],
+)
+def test_the_verdict(results, shifts, words):
+    noise = np.random.default_rng(0).normal(size=200)
+    slight = np.random.default_rng(1).normal(size=200) / 2
+    scores = {("DN2", name, 0): make_scores(0, 1, noise=noise) for name in ("dog", "cat")}
+    scores |= {
+        (model, name, 0): make_scores(0, shift, noise=noise + slight)
+        for model, shift in shifts.items()
+        for name in ("dog", "cat")
+    }
+    text = markdown(Table([results(scores, models=("DN2", *shifts))]))
+    assert re.search(words, text)
+
+
+def test_the_verdict_without_pairs(results):
+    text = markdown(Table([results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): None})]))
+    assert "Not yet told, for want of a model that was tested on the same images as DN2 in all categories: VOC." in text
+
+
+def test_how_wrong_each_score_is():
+    found = make_scores(0, 1).round(1)  # with ties
+    shares = wrong_shares(found.label.to_numpy(), found.score.to_numpy())
+    for label in (0, 1):
+        assert shares[found.label == label].mean() == pytest.approx(1 - roc_auc_score(found.label, found.score))
+    assert wrong_shares(np.array([0, 0, 1]), np.array([0.0, 2.0, 1.0])).tolist() == [0, 1, 0.5]
 
 
 def test_the_papers_figures_are_auroc():
@@ -213,7 +271,7 @@ def test_the_papers_figures_are_auroc():
 
 def test_a_cell_in_several_folders_counts_once(results):
     folder = results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): make_scores(1, 2)})
-    assert Table([folder, folder]).markdown() == Table([folder]).markdown()
+    assert markdown(Table([folder, folder])) == markdown(Table([folder]))
 
 
 def test_no_results(tmp_path, capsys):

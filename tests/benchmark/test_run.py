@@ -279,6 +279,29 @@ def test_bad_input_is_refused_before_the_first_cell(config, tmp_path, capsys, ch
     assert not (tmp_path / "results").exists()
 
 
+def test_names_may_look_like_numbers(config):
+    """YAML reads ``224:`` as a number, whether it names a model, data or a category."""
+    file = config()
+    content = yaml.safe_load(file.read_text())
+    content["models"] = {224: content["models"]["DN2"], 0.5: content["models"]["Defend"]}
+    content["data"] = {2012: {**content["data"]["VOC"], "categories": {3: "dog"}}}
+    content |= {
+        "title": 7,
+        "reference": 0.5,
+        "cells": [{"models": 224}, {"models": [0.5], "data": 2012, "categories": 3}],
+    }
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    comparison = load(file)
+    assert (comparison.models, comparison.data) == (["224", "0.5"], ["2012"])
+    assert (comparison.title, comparison.reference) == ("7", "0.5")
+    assert [str(cell) for cell in comparison.cells] == ["224 | 2012 | 3 | seed 0", "0.5 | 2012 | 3 | seed 0"]
+    assert comparison.cells[0].folder == "224__2012__3__seed0"
+    twice = {**content, "models": {0.5: content["models"][224], "0.5": content["models"][224]}}
+    file.write_text(yaml.safe_dump(twice))
+    with pytest.raises(ComparisonError, match="models: two entries have the same name"):
+        load(file)
+
+
 def test_unknown_variable(config, tmp_path, capsys):
     assert main(["benchmark", "run", str(config()), "--set", "rot=/x"]) == 1
     assert "no 'rot', only root" in capsys.readouterr().err
@@ -341,6 +364,8 @@ def test_cells_by_anomalibs_pipeline(config, tmp_path, capfd):
         # Defend and DN2 keep the order of the scores: anomalib's metric after post-processing is that of the raw ones
         assert content["row"]["image_AUROC"] == pytest.approx(roc_auc_score(scores.label, scores.score), abs=1e-6)
         assert content["measured"]["images_per_second"] > 0
+        assert set(scores["called"]) <= {0, 1}
+        assert scores["categories"].str.contains("dog").tolist() == (scores.label == 0).tolist()
         assert content["measured"]["parameters"] > 100_000
         assert 0 < content["row"]["fit_duration"] < content["seconds"]
         job = yaml.safe_load((folder / "job.yaml").read_text())["benchmark"]
@@ -351,6 +376,10 @@ def test_cells_by_anomalibs_pipeline(config, tmp_path, capfd):
     assert len(before) == 2
     config()  # without the broken one
     assert main(arguments) == 0
+    printed = capfd.readouterr().out.splitlines()
+    assert printed[-2:] == [
+        f"Results: {results}", f"Next: anomalib-defend benchmark report {results} --out tiny.html"
+    ]  # fmt: skip
     assert before == {path: path.stat().st_mtime for path in results.glob("*/result.json")}
     assert main(["benchmark", "report", str(results), "--plots", str(tmp_path / "plots")]) == 0
     assert "| VOC | dog |" in capfd.readouterr().out

@@ -1,12 +1,13 @@
 """The page in an installed Chromium: the threshold moves and the numbers follow, filters work, nothing is asked."""
 
 import re
-import time
 
 import pytest
 
+import browsing
 from anomalib_defend.decision import expected_count
 from anomalib_defend.reporting.page import write_report
+from browsing import check_both_colour_schemes, refused_by, until
 
 from .conftest import EVIL, VALIDATION, make_rows, write_run
 
@@ -15,15 +16,8 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def opened(browser, report):
-    """The page, with what the console says and what is asked for."""
-    page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(report.path.as_uri())
-    yield page
-    page.close()
+    with browsing.opened(browser, report.path.as_uri(), color_scheme="light") as page:
+        yield page
 
 
 @pytest.fixture
@@ -43,14 +37,6 @@ def number(page, name):
 
 def value(page):
     return float(page.get_attribute("#slider", "aria-valuenow"))
-
-
-def until(condition):
-    """Wait; Playwright's own way is refused by the page's policy."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def check_numbers(page, rows):
@@ -207,6 +193,19 @@ def test_rates_of_categories(page, rows) -> None:
         assert lines[name][2] == str(len(novel))
         if novel:
             assert lines[name][3].startswith(f"{sum(not row.label for row in novel)} of {len(novel)} (")
+    assert next(iter(lines)) == "all images"
+    assert (lines["all images"][0], lines["all images"][2]) == ("40", "40")
+    assert lines["all images"][1].startswith(f"{number(page, 'alarms')} of 40 (")
+    rates = [
+        sum(row.label is not row.true_label for row in rows if row.true_label is truth) / 40 for truth in (False, True)
+    ]
+
+    def beyond(name):
+        held = [row for row in rows if name in row.categories.split("; ")]
+        return round(sum((row.label is not row.true_label) - rates[row.true_label] for row in held), 9)
+
+    order = [beyond(name) for name in list(lines)[1:]]
+    assert order == sorted(order, reverse=True)
 
 
 def test_all_controls_are_reached_by_keyboard(page) -> None:
@@ -220,55 +219,26 @@ def test_all_controls_are_reached_by_keyboard(page) -> None:
 
 
 def test_both_colour_schemes_can_be_read(page) -> None:
-    def luminance(colour):
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    grounds = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        ground = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        for element in ("#verdict", "dt", "figcaption", "footer"):
-            ink = luminance(page.evaluate(f"getComputedStyle(document.querySelector('{element}')).color"))
-            low, high = sorted([ground, ink])
-            assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG AA
-        grounds.append(ground)
-    assert grounds[0] > 0.8
-    assert grounds[1] < 0.1
-    page.emulate_media(color_scheme="light")
+    check_both_colour_schemes(page, ("#verdict", "dt", "figcaption", "footer"))
 
 
 def test_no_request_can_leave_the_page(opened) -> None:
     """The page's own policy refuses it, whatever would ask."""
-    page = opened.context.browser.new_page()
-    page.goto(opened.url)
-    refused = page.evaluate(
-        """() => new Promise(done => {
-            document.addEventListener('securitypolicyviolation', event => done(event.effectiveDirective));
-            const image = new Image(); image.src = 'http://127.0.0.1:9/x.png'; setTimeout(() => done('asked'), 3000);
-        })"""
-    )
-    page.close()
-    assert refused == "img-src"
+    with browsing.opened(opened.context.browser, opened.url) as page:
+        assert refused_by(page) == "img-src"
 
 
 def test_a_page_without_labels(browser, tmp_path) -> None:
     write_run(tmp_path, make_rows(20, labelled=False), "predictions")
     found = write_report(tmp_path)
-    page = browser.new_page()
-    errors = []
-    page.on("console", lambda message: errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(found.path.as_uri())
-    assert not page.is_visible("#confusion")
-    assert not page.is_visible("#alarms")
-    assert not page.is_visible("#categories-section")
-    assert number(page, "called") == sum(row.label for row in make_rows(20))
-    assert "of 20 images, if all of them were normal" in page.inner_text("#expected")
-    page.locator("#slider").focus()
-    page.keyboard.press("Home")
-    assert number(page, "called") == 20
-    assert page.locator("figure .none").count() == 20
-    page.close()
-    assert not errors
+    with browsing.opened(browser, found.path.as_uri()) as page:
+        assert not page.is_visible("#confusion")
+        assert not page.is_visible("#alarms")
+        assert not page.is_visible("#categories-section")
+        assert number(page, "called") == sum(row.label for row in make_rows(20))
+        assert "of 20 images, if all of them were normal" in page.inner_text("#expected")
+        page.locator("#slider").focus()
+        page.keyboard.press("Home")
+        assert number(page, "called") == 20
+        assert page.locator("figure .none").count() == 20
+        assert not page.said

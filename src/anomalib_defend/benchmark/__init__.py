@@ -4,5 +4,5 @@
 
 The files read in this order: plan (cells), expand (YAML -> cells), build (objects; bad input refused), cell (one cell
 in its own process, by anomalib's benchmark pipeline), machine (what it runs on), results (a cell's folder), budget
-(time), driver (all cells); and then statistics, papers, report, plots.
+(time), driver (all cells); and then statistics, images, papers, table (figures), verdict, report, page, plots.
 """

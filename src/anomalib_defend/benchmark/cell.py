@@ -28,6 +28,8 @@ from anomalib.pipelines.components.runners import SerialRunner
 from anomalib.utils.config import flatten_dict
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from anomalib_defend.post_processing.processes import categories_of
+
 from .build import build
 from .machine import describe, peak_gib
 
@@ -37,17 +39,20 @@ JOB, SCORES, MEASURED = "job.yaml", "scores.csv", "measured.json"
 class Measure(Callback):
     """Keep what the pipeline's CSV lacks: each test image's score, and what the model costs.
 
-    The scores are the model's own, before the post-processor: anomalib's scales and clamps them.
+    The scores are the model's own, before the post-processor: anomalib's scales and clamps them. What the image is
+    called is known after it.
     """
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
         self._start = 0.0
+        self.labels = _Labels()
 
     def on_test_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Start the clock."""
         del trainer, pl_module
         self._rows.clear()
+        self.labels.called.clear()
         self._start = time.perf_counter()
 
     def on_test_batch_end(
@@ -64,9 +69,14 @@ class Measure(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Write the files."""
-        del trainer
         seconds = time.perf_counter() - self._start
-        pd.DataFrame(self._rows).to_csv(SCORES, index=False)
+        scores = pd.DataFrame(self._rows)
+        if len(self.labels.called) == len(scores):  # a model may have no labels
+            scores["called"] = self.labels.called
+        categories = categories_of(trainer.test_dataloaders)
+        if len(categories) == len(scores):  # the order of a test is that of the data
+            scores["categories"] = [categories[position] for position in range(len(scores))]
+        scores.to_csv(SCORES, index=False)
         measured = {
             "images_per_second": len(self._rows) / seconds,  # reading the files and computing the metrics included
             "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
@@ -79,6 +89,21 @@ class Measure(Callback):
         Path(MEASURED).write_text(json.dumps(measured, indent=2))
 
 
+class _Labels(Callback):
+    """Keep whether each test image is called novel, 1, or normal, 0."""
+
+    def __init__(self) -> None:
+        self.called: list[int] = []
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: AnomalibModule, outputs: Batch, *args: object, **kwargs: object
+    ) -> None:
+        """Take the labels of a batch."""
+        del trainer, pl_module, args, kwargs
+        if outputs.pred_label is not None:
+            self.called += outputs.pred_label.flatten().int().tolist()
+
+
 class CellJobs(BenchmarkJobGenerator):
     """Anomalib's jobs, built after the seed is set and with objects among the arguments; and measured."""
 
@@ -88,8 +113,8 @@ class CellJobs(BenchmarkJobGenerator):
         seed_everything(args["seed"], workers=True)
         model = build("model", args["model"])
         configure_callbacks, measure = model.configure_callbacks, Measure()
-        # in front of the post-processor
-        model.configure_callbacks = lambda: [measure, *configure_callbacks()]
+        # in front of the post-processor, and behind it
+        model.configure_callbacks = lambda: [measure, *configure_callbacks(), measure.labels]
         yield BenchmarkJob(self.accelerator, model, build("data", args["data"]), args["seed"], flatten_dict(args))
 
 

@@ -81,17 +81,14 @@ def load(file: Path | str, variables: Mapping[str, str] | None = None) -> Compar
 def _expand(content: Any, file: Path) -> Comparison:
     where = str(file)
     _check(content, _KEYS, where, required=("models", "data", "seeds"))
-    models, data, seeds = content["models"], content["data"], _seeds(content["seeds"], where)
-    for kind, entries, keys in (("models", models, _MODEL_KEYS), ("data", data, _DATA_KEYS)):
-        _check(entries, None, f"{where}: {kind}")
-        for name, entry in entries.items():
-            _check(entry, keys, f"{where}: {kind}.{name}", required=("class_path",))
+    seeds = _seeds(content["seeds"], where)
+    models = _named(content["models"], _MODEL_KEYS, f"{where}: models")
+    data = _named(content["data"], _DATA_KEYS, f"{where}: data")
     device = content.get("accelerator", "cpu")
     if device not in {"cpu", "cuda"}:
         msg = f"{where}: accelerator must be cpu or cuda, got {device!r}."
         raise ComparisonError(msg)
-    reference = content.get("reference", next(iter(models)))
-    _pick([reference], models, f"{where}: reference")
+    (reference,) = _pick([content.get("reference", next(iter(models)))], models, f"{where}: reference")
     cells: dict[tuple[str, str, str, int], Cell] = {}
     for number, block in enumerate(content.get("cells") or [{}]):
         here = f"{where}: cells[{number}]"
@@ -119,7 +116,7 @@ def _expand(content: Any, file: Path) -> Comparison:
                 cells[model, dataset, category, seed] = cell
     return Comparison(
         file.stem,
-        content.get("title", file.stem),
+        str(content.get("title", file.stem)),
         reference,
         [name for name in models if any(cell.model == name for cell in cells.values())],
         [name for name in data if any(cell.data == name for cell in cells.values())],
@@ -128,6 +125,18 @@ def _expand(content: Any, file: Path) -> Comparison:
         list(cells.values()),
         str(file),
     )
+
+
+def _named(entries: Any, keys: set[str], where: str) -> dict[str, Settings]:
+    """Entries by name; YAML reads a name such as 224 or 1e-3 as a number."""
+    _check(entries, None, where)
+    named = {str(name): entry for name, entry in entries.items()}
+    if len(named) < len(entries):
+        msg = f"{where}: two entries have the same name; the names are {_listed(entries)}."
+        raise ComparisonError(msg)
+    for name, entry in named.items():
+        _check(entry, keys, f"{where}.{name}", required=("class_path",))
+    return named
 
 
 def _settings(entry: Settings, *overrides: Settings | None) -> Settings:
@@ -176,7 +185,7 @@ def _seeds(seeds: Any, where: str) -> list[int]:
 def _pick(chosen: Any, known: Mapping[str, Any], where: str) -> list[str]:
     if chosen is None:
         return list(known)
-    chosen = [chosen] if isinstance(chosen, str | int) else chosen
+    chosen = [chosen] if isinstance(chosen, str | int | float) else chosen
     unknown = [name for name in chosen if str(name) not in known]
     if unknown:
         msg = f"{where}: unknown {_listed(unknown)}; there is {_listed(known)}."

@@ -8,8 +8,8 @@ from statistics import mean, stdev
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from .report import Table
 from .statistics import Difference
+from .table import Table
 
 mpl.use("agg")
 
@@ -98,17 +98,8 @@ def _cost(table: Table) -> Figure | None:
     axes = figure.subplots()
     drawn = False
     for model in table.comparison.models:
-        points = []
-        for data in table.comparison.data:
-            outcomes = [
-                outcome
-                for name in table.categories(data)
-                for outcome in table.cells(model, data, name)
-                if outcome.result
-            ]
-            if outcomes:
-                training = mean(outcome.result.row["fit_duration"] for outcome in outcomes if outcome.result)
-                points.append((training, mean(outcome.auroc for outcome in outcomes if outcome.auroc is not None)))
+        costs = [table.cost(model, data) for data in table.comparison.data]
+        points = [(cost.seconds, cost.auroc) for cost in costs if cost is not None]
         if points:
             drawn = True
             seconds, values = zip(*points, strict=True)

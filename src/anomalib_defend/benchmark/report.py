@@ -1,317 +1,289 @@
-"""Tables of a comparison in Markdown: image AUROC, paired difference to the reference, and what each model costs."""
+"""The report of a comparison: a sentence and tables, which Markdown and the page (``page``) share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import mean, stdev
+from typing import NamedTuple
 
-import numpy as np
-
-from anomalib_defend.decision.ranking import REPLICATES, auroc
+from anomalib_defend.decision.ranking import REPLICATES
 
 from . import papers
-from .plan import Cell, Comparison, read_plan
-from .results import Result, read_error, read_result
-from .statistics import Difference, difference, pair
+from .images import LEAST_NOVEL, Called
+from .statistics import Difference
+from .table import MEAN, Table
+from .verdict import verdict
 
-MEAN = "mean"
+UNKNOWN, NOT_RUN = "not recorded", "not run with these settings"
+
+
+class Cell(NamedTuple):
+    """A cell of a table; ``strong`` is bold."""
+
+    text: str
+    strong: bool = False
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A cell and what has become of it: a result, or why there is none."""
+class Section:
+    """A heading, a table and sentences below it.
 
-    cell: Cell
-    result: Result | None
-    error: str | None
-
-    @cached_property
-    def auroc(self) -> float | None:
-        """Image AUROC of the model's own scores."""
-        if self.result is None:
-            return None
-        scores = self.result.scores
-        return float(auroc(scores["label"].to_numpy(), scores["score"].to_numpy())[0])
-
-
-class Table:
-    """All outcomes of one or several comparisons, and the figures of the report.
-
-    Args:
-        folders: Folders of results; a cell that several hold is taken from the first.
-
-    Raises:
-        ComparisonError: If a folder holds no results.
+    Attributes:
+        title: Heading.
+        head: Names of the columns; none where there is nothing but sentences.
+        lines: Rows, as long as ``head``.
+        notes: Paragraphs.
+        copied: How many of the last columns are not measured here.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.outcomes: list[Outcome] = []
-        comparisons = []
-        for folder in folders:
-            comparison = read_plan(folder)
-            comparisons.append(comparison)
-            for cell in comparison.cells:
-                place = folder / cell.folder
-                result = read_result(place, cell)
-                self.outcomes.append(Outcome(cell, result, None if result else read_error(place, cell)))
-        self.comparison: Comparison = replace(
-            comparisons[0],
-            title=" and ".join(dict.fromkeys(comparison.title for comparison in comparisons)),
-            models=list(dict.fromkeys(name for comparison in comparisons for name in comparison.models)),
-            data=list(dict.fromkeys(name for comparison in comparisons for name in comparison.data)),
-            by_novel_class=[name for comparison in comparisons for name in comparison.by_novel_class],
-            papers={key: value for comparison in comparisons for key, value in comparison.papers.items()},
-        )
-        first: dict[tuple[str, str, str, int], Outcome] = {}  # a cell that several folders hold counts once
-        for outcome in self.outcomes:
-            cell = outcome.cell
-            first.setdefault((cell.model, cell.data, cell.category, cell.seed), outcome)
-        self.outcomes = list(first.values())
-        self._places: dict[tuple[str, str, str], list[Outcome]] = {}
-        for outcome in self.outcomes:
-            cell = outcome.cell
-            self._places.setdefault((cell.model, cell.data, cell.category), []).append(outcome)
-
-    def categories(self, data: str) -> list[str]:
-        """Rows of some data."""
-        return list(dict.fromkeys(outcome.cell.category for outcome in self.outcomes if outcome.cell.data == data))
-
-    def cells(self, model: str, data: str, category: str) -> list[Outcome]:
-        """All seeds of one place in the table."""
-        return self._places.get((model, data, category), [])
-
-    def values(self, model: str, data: str, category: str) -> list[float]:
-        """Image AUROC of each finished seed; in the row of the mean, of the seeds that all categories have."""
-        if category != MEAN:
-            return [value for outcome in self.cells(model, data, category) if (value := outcome.auroc) is not None]
-        by_seed: dict[int, list[float]] = {}
-        for name in self.categories(data):
-            for outcome in self.cells(model, data, name):
-                if outcome.auroc is not None:
-                    by_seed.setdefault(outcome.cell.seed, []).append(outcome.auroc)
-        return [mean(by_seed[seed]) for seed in self._complete_seeds(model, data)]
-
-    def _complete_seeds(self, model: str, data: str) -> list[int]:
-        """Seeds with which all categories are finished."""
-        rows = [{o.cell.seed for o in self.cells(model, data, name) if o.result} for name in self.categories(data)]
-        return sorted(set.intersection(*rows))
-
-    def difference(self, model: str, data: str, category: str) -> Difference | str | None:
-        """Paired difference to the reference; a text if it was tested on other images, ``None`` if there is no pair."""
-        rows = self.categories(data) if category == MEAN else [category]
-        seeds = self._complete_seeds(model, data) if category == MEAN else None
-        pairs = []
-        for row in rows:
-            theirs = {outcome.cell.seed: outcome.result for outcome in self.cells(self.comparison.reference, data, row)}
-            both = [
-                (outcome.result, reference)
-                for outcome in self.cells(model, data, row)
-                if (seeds is None or outcome.cell.seed in seeds)
-                and outcome.result is not None
-                and (reference := theirs.get(outcome.cell.seed)) is not None
-            ]
-            for ours, reference in both:
-                paired = pair(ours.scores, reference.scores)
-                if paired is None:
-                    return "other test images"
-                pairs.append(replace(paired, weight=1 / len(both)))
-            if not both:
-                return None
-        return difference(pairs)
-
-    # ------------------------------------------------------------------------------------------------------ Markdown
-
-    def markdown(self) -> str:
-        """The whole report."""
-        parts = [f"# {self.comparison.title}", self._about(), *self._auroc(), *self._near(), *self._differences()]
-        return "\n\n".join([*parts, *self._pixels(), *self._costs(), *self._missing()]) + "\n"
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Data and category of each row; data with several categories end with their mean."""
-        rows = []
-        for data in self.comparison.data:
-            names = self.categories(data)
-            rows += [(data, name) for name in names] + ([(data, MEAN)] if len(names) > 1 else [])
-        return rows
-
-    def _about(self) -> str:
-        results = [outcome.result for outcome in self.outcomes if outcome.result]
-        machines = sorted({result.measured["machine"] for result in results})
-        return (
-            f"{len(results)} of {len(self.outcomes)} cells are finished; one cell is model x data x category x seed, "
-            f"run by anomalib's benchmark pipeline. Measured on: {' and on '.join(machines)}."
-        )
-
-    def _auroc(self) -> list[str]:
-        own = {data: rows for data, rows in self._papers().items() if data not in self.comparison.by_novel_class}
-        head = ["data", "category", *self.comparison.models, *([papers.LABEL] if own else [])]
-        lines = []
-        for data, category in self.rows():
-            line = [data, category, *(self._auroc_text(model, data, category) for model in self.comparison.models)]
-            if own:
-                line.append(_papers_text(own.get(data, {}), category))
-            lines.append(line)
-        note = (
-            "Mean over seeds ± standard deviation over seeds (n - 1; none for one seed). The AUROC is that of the "
-            "model's own scores, before post-processing. A mean over categories is of the seeds that all of them have."
-        )
-        if own:
-            note += (
-                " The last column is copied from the papers, not measured here: ViT-B/16 of ImageNet-21k unless it "
-                "says otherwise, all images, means over all categories of the data set."
-            )
-        return ["## Image AUROC", _markdown(head, lines), note, *self._clamped()]
-
-    def _papers(self) -> dict[str, dict[str, dict[str, float]]]:
-        return {data: papers.figures(table) for data, table in self.comparison.papers.items()}
-
-    def _auroc_text(self, model: str, data: str, category: str) -> str:
-        values = self.values(model, data, category)
-        if category == MEAN:
-            return _spread(values) if values else ""
-        cells = self.cells(model, data, category)
-        if not cells:
-            return ""  # not planned
-        failed = sum(outcome.error is not None for outcome in cells)
-        missing = len(cells) - len(values) - failed
-        texts = [_spread(values)] if values else []
-        texts += [f"{failed} failed"] if failed else []
-        texts += [f"{missing} missing"] if missing else []
-        return ", ".join(texts)
-
-    def _clamped(self) -> list[str]:
-        """Where anomalib's own metric, after post-processing, is another figure."""
-        worst: dict[str, float] = {}
-        for outcome in self.outcomes:
-            if outcome.result is not None and outcome.auroc is not None:
-                deviation = outcome.result.row["image_AUROC"] - outcome.auroc
-                if abs(deviation) > max(abs(worst.get(outcome.cell.model, 0)), 0.001):
-                    worst[outcome.cell.model] = deviation
-        return [
-            f"{model}: the `image_AUROC` in anomalib's CSV, taken after its post-processor has scaled and clamped the "
-            f"scores, deviates by up to {deviation:+.3f}."
-            for model, deviation in worst.items()
-        ]
-
-    def _near(self) -> list[str]:
-        """The near-distribution protocol: the novel class that is hardest for each category."""
-        lines = []
-        for data in self.comparison.by_novel_class:
-            columns = []
-            for model in self.comparison.models:
-                rows = [
-                    [_hardest(outcome.result) for outcome in self.cells(model, data, category) if outcome.result]
-                    for category in self.categories(data)
-                ]
-                total = f"{mean(mean(row) for row in rows):.3f}" if all(rows) else ""
-                columns.append([*(_spread(row) if row else "" for row in rows), total])
-            names = [*self.categories(data), MEAN]
-            columns.append([_papers_text(self._papers().get(data, {}), name) for name in names])
-            lines += [[data, *line] for line in zip(names, *columns, strict=True)]
-        if not lines:
-            return []
-        head = ["data", "category", *self.comparison.models, papers.LABEL]
-        note = "Image AUROC against the novel class, a folder of images, against which it is lowest; mean over seeds."
-        return ["## Hardest novel class", _markdown(head, lines), note]
-
-    def _differences(self) -> list[str]:
-        reference = self.comparison.reference
-        others = [name for name in self.comparison.models if name != reference]
-        lines = []
-        for data, category in self.rows():
-            found = [self.difference(model, data, category) for model in others]
-            if any(found):
-                lines.append([data, category, *map(_difference_text, found)])
-        if not lines:
-            return []
-        note = (
-            f"AUROC minus that of {reference} on the same test images of the same seed, mean over seeds, and its 95 % "
-            f"interval from {REPLICATES} bootstrap replicates over the test images, drawn within normal and novel ones "
-            "(for means over categories among all, an image's label not being the same in all of them). Bold: clear of "
-            "zero. The chance in training is not in the interval."
-        )
-        title = f"## Paired difference to {reference}"
-        return [title, _markdown(["data", "category", *others], lines), note]
-
-    def _costs(self) -> list[str]:
-        head = ["data", "model", "training", "test images/s", "parameters", "peak memory"]
-        lines = []
-        for data in self.comparison.data:
-            for model in self.comparison.models:
-                results = [
-                    outcome.result
-                    for outcome in self.outcomes
-                    if outcome.result and (outcome.cell.data, outcome.cell.model) == (data, model)
-                ]
-                if results:
-                    seconds = _mean(result.row["fit_duration"] for result in results)
-                    speed = _mean(result.measured["images_per_second"] for result in results)
-                    parameters = _mean(result.measured["parameters"] for result in results)
-                    memory = max(result.measured["peak_memory_gb"] for result in results)
-                    line = [data, model, f"{seconds:.0f} s", f"{speed:.1f}", f"{parameters / 1e6:.1f} M"]
-                    lines.append([*line, f"{memory:.1f} GB"])
-        note = (
-            "Means over categories and seeds; the memory is the largest. Training is the pipeline's fit with its "
-            "validation, without the test; images/s are those of the test with reading the files."
-        )
-        return ["## Cost", _markdown(head, lines), note] if lines else []
-
-    def _pixels(self) -> list[str]:
-        lines = []
-        for data, category in self.rows():
-            texts = []
-            for model in self.comparison.models:
-                rows = [outcome.result.row for outcome in self.cells(model, data, category) if outcome.result]
-                values = [row["pixel_AUROC"] for row in rows if row.get("pixel_AUROC") is not None]
-                texts.append(_spread(values) if values else "")
-            if any(texts):
-                lines.append([data, category, *texts])
-        head = ["data", "category", *self.comparison.models]
-        return ["## Pixel AUROC", _markdown(head, lines)] if lines else []
-
-    def _missing(self) -> list[str]:
-        lines = [
-            f"- {outcome.cell}: {f'failed, {outcome.error}' if outcome.error else 'not run with these settings'}"
-            for outcome in self.outcomes
-            if outcome.result is None
-        ]
-        return ["## Failed and missing cells", "\n".join(lines)] if lines else []
+    title: str
+    head: Sequence[str] = ()
+    lines: Sequence[Sequence[Cell]] = ()
+    notes: Sequence[str] = ()
+    copied: int = field(default=0, kw_only=True)
 
 
-def _hardest(result: Result) -> float:
-    """Lowest AUROC of all normal test images against those of one folder of novel ones."""
-    scores = result.scores
-    folders = scores["image_path"].map(lambda path: Path(path).parent)
-    normal = scores["label"] == 0
-    return min(
-        float(auroc(part["label"].to_numpy(), part["score"].to_numpy())[0])
-        for part in (scores[normal | (folders == folder)] for folder in folders[~normal].unique())
+def about(table: Table) -> str:
+    """How much is finished, and where it was measured."""
+    machines = sorted({result.measured["machine"] for _, result in table.results})
+    return (
+        f"{len(table.results)} of {len(table.outcomes)} cells are finished; one cell is model x data x category x "
+        f"seed, run by anomalib's benchmark pipeline. Measured on: {' and on '.join(machines)}."
     )
 
 
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+def sections(table: Table) -> list[Section]:
+    """All tables that have something to say."""
+    found = [_auroc(table), _differences(table), _called(table), _hardest(table), *_papers(table), _pixels(table)]
+    return [section for section in (*found, _costs(table)) if section.lines or section.notes]
 
 
-def _spread(values: Sequence[float]) -> str:
+def markdown(table: Table) -> str:
+    """The whole report."""
+    parts = [f"# {table.comparison.title}", about(table), verdict(table)]
+    absent = missing(table)
+    for section in [*sections(table), *([absent] if absent.lines else [])]:
+        parts.append(f"## {section.title}")
+        if section.lines:
+            parts.append(_markdown(section))
+        parts += section.notes
+    return "\n\n".join(parts) + "\n"
+
+
+def _auroc(table: Table) -> Section:
+    models = table.comparison.models
+    lines = [
+        _cells(data, category, *(_auroc_text(table, model, data, category) for model in models))
+        for data, category in table.rows()
+    ]
+    note = (
+        "Mean over seeds ± standard deviation over seeds (n - 1; none for one seed). The AUROC is that of the "
+        "model's own scores, before post-processing. A mean over categories is of the seeds that all of them have."
+    )
+    return Section("Image AUROC", ["data", "category", *models], lines, [note, *_clamped(table)])
+
+
+def _auroc_text(table: Table, model: str, data: str, category: str) -> str:
+    values = table.values(model, data, category)
+    if category == MEAN:
+        return spread(values)
+    cells = table.cells(model, data, category)
+    failed = sum(outcome.error is not None for outcome in cells)
+    missing = len(cells) - len(values) - failed
+    texts = [spread(values), f"{failed} failed" if failed else "", f"{missing} missing" if missing else ""]
+    return ", ".join(filter(None, texts))
+
+
+def _clamped(table: Table) -> list[str]:
+    """Where anomalib's own metric, after post-processing, is another figure."""
+    worst: dict[str, float] = {}
+    for outcome in table.outcomes:
+        if outcome.result is not None and outcome.auroc is not None:
+            deviation = outcome.result.row["image_AUROC"] - outcome.auroc
+            if abs(deviation) > max(abs(worst.get(outcome.cell.model, 0)), 0.001):
+                worst[outcome.cell.model] = deviation
+    return [
+        f"{model}: the `image_AUROC` in anomalib's CSV, taken after its post-processor has scaled and clamped the "
+        f"scores, deviates by up to {deviation:+.3f}."
+        for model, deviation in worst.items()
+    ]
+
+
+def _differences(table: Table) -> Section:
+    reference = table.comparison.reference
+    others = [name for name in table.comparison.models if name != reference]
+    lines = []
+    for data, category in table.rows():
+        found = [table.difference(model, data, category) for model in others]
+        if any(found):
+            lines.append([*_cells(data, category), *map(_difference_cell, found)])
+    note = (
+        f"AUROC minus that of {reference} on the same test images of the same seed, mean over seeds, and its 95 % "
+        f"interval from {REPLICATES} bootstrap replicates over the test images, drawn within normal and novel ones "
+        "(for means over categories among all, an image's label not being the same in all of them). Bold: clear of "
+        "zero. The chance in training is not in the interval."
+    )
+    if len(others) > 1:
+        note += " Nor is it widened for the choice of the best of several models."
+    return Section(f"Paired difference to {reference}", ["data", "category", *others], lines, [note] if lines else [])
+
+
+def _difference_cell(found: Difference | str | None) -> Cell:
+    if not isinstance(found, Difference):
+        return Cell(found or "")
+    return Cell(f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", found.clear)
+
+
+def _called(table: Table) -> Section:
+    """False alarms and misses at each model's threshold."""
+    title, models = "False alarms and misses at the threshold", table.comparison.models
+    found = {(row, model): _called_text(table, model, *row) for row in table.rows() for model in models}
+    if not set(found.values()) - {"", UNKNOWN}:
+        old = "Not recorded: these cells were finished by an older version, which kept scores alone."
+        return Section(title, notes=[old] if table.results else [])
+    lines = [_cells(*row, *(found[row, model] for model in models)) for row in table.rows()]
+    note = (
+        "Normal images that are called novel, and novel ones that are not, at the threshold that each model has set "
+        "for itself: this package's models from normal validation images, for `target_fpr`. All seeds together; a mean "
+        "over categories is that of their rates."
+    )
+    return Section(title, ["data", "category", *models], lines, [note])
+
+
+def _called_text(table: Table, model: str, data: str, category: str) -> str:
+    if not table.finished(model, data, category):
+        return ""
+    if category != MEAN:
+        one = table.called(model, data, category)
+        return (
+            UNKNOWN
+            if one is None
+            else ", ".join(
+                f"{share:.1%} ({part} of {whole})".replace("%", " %")
+                for share, part, whole in zip(
+                    _rates(one), (one.alarms, one.misses), (one.normal, one.novel), strict=True
+                )
+            )
+        )
+    found = [table.called(model, data, name) for name in table.categories(data)]
+    known = [_rates(one) for one in found if one is not None]
+    if len(known) < len(found):
+        return ""
+    return ", ".join(f"{mean(rates):.1%}".replace("%", " %") for rates in zip(*known, strict=True))
+
+
+def _rates(one: Called) -> tuple[float, float]:
+    return one.alarms / one.normal, one.misses / one.novel
+
+
+def _hardest(table: Table) -> Section:
+    """The novel class that is hardest to tell from each category."""
+    models = table.comparison.models
+    lines = []
+    for data, category in table.rows():
+        texts = [_hardest_text(table, model, data, category) for model in models]
+        if any(texts):
+            lines.append(_cells(data, category, *texts))
+    note = (
+        "The novel class against which the image AUROC, mean over seeds, is lowest, and that AUROC: a category that at "
+        f"least {LEAST_NOVEL} novel test images show, perhaps beside others"
+    )
+    by_folder = [name for name in table.comparison.by_novel_class if name in table.comparison.data]
+    note += f"; of {', '.join(by_folder)} a folder of images." if by_folder else "."
+    if not lines:
+        note = "Not known: the data name no categories, or the cells were finished by an older version."
+    return Section("Hardest novel class", ["data", "category", *models], lines, [note] if table.results else [])
+
+
+def _hardest_text(table: Table, model: str, data: str, category: str) -> str:
+    if category != MEAN:
+        found = table.hardest(model, data, category)
+        return "" if found is None else f"{found.name} {found.auroc:.3f}"
+    rows = [table.hardest(model, data, name) for name in table.categories(data)]
+    known = [found.auroc for found in rows if found is not None]
+    return f"{mean(known):.3f}" if len(known) == len(rows) else ""
+
+
+def _papers(table: Table) -> list[Section]:
+    """The papers' own figures beside ours, one table for each data that a paper has."""
+    found = []
+    for data, methods in table.papers.items():
+        by_class = data in table.comparison.by_novel_class
+        rows = [row for row in (*table.categories(data), MEAN) if any(row in figures for figures in methods.values())]
+        own = _hardest_text if by_class else _auroc_text
+        lines = [
+            _cells(
+                row,
+                *(own(table, model, data, row) for model in table.comparison.models),
+                *(f"{figures[row]:.3f}" if row in figures else "" for figures in methods.values()),
+            )
+            for row in rows
+        ]
+        note = (
+            "The columns marked “(paper)” are copied from the papers, not measured here: ViT-B/16 of ImageNet-21k "
+            "unless the name says otherwise, all images; their mean is over all categories of the data set, ours over "
+            "those that were run. `papers.yaml` tells where they come from."
+        )
+        head = ["category", *table.comparison.models, *(f"{method} (paper)" for method in methods)]
+        what = f"{data}: {papers.LABEL}" + (", hardest novel class" if by_class else "")
+        if lines:
+            found.append(Section(what, head, lines, [note], copied=len(methods)))
+    return found
+
+
+def _pixels(table: Table) -> Section:
+    models = table.comparison.models
+    lines = []
+    for data, category in table.rows():
+        texts = []
+        for model in models if category != MEAN else ():
+            rows = [result.row for result in table.finished(model, data, category)]
+            texts.append(spread([row["pixel_AUROC"] for row in rows if row.get("pixel_AUROC") is not None]))
+        if any(texts):
+            lines.append(_cells(data, category, *texts))
+    return Section("Pixel AUROC", ["data", "category", *models], lines)
+
+
+def _costs(table: Table) -> Section:
+    lines = []
+    for data in table.comparison.data:
+        for model in table.comparison.models:
+            cost = table.cost(model, data)
+            if cost is not None:
+                texts = (f"{cost.seconds:.0f} s", f"{cost.images_per_second:.1f}", f"{cost.parameters / 1e6:.1f} M")
+                lines.append(_cells(data, model, *texts, f"{cost.memory_gb:.1f} GB", f"{cost.auroc:.3f}"))
+    note = (
+        "Means over categories and seeds; the memory is the largest. Training is the pipeline's fit with its "
+        "validation, without the test; images/s are those of the test with reading the files."
+    )
+    head = ["data", "model", "training", "test images/s", "parameters", "peak memory", "AUROC of these cells"]
+    return Section("Cost", head, lines, [note] if lines else [])
+
+
+def missing(table: Table) -> Section:
+    """Cells without result."""
+    lines = [
+        _cells(cell.model, cell.data, cell.category, str(cell.seed), f"failed, {error}" if error else NOT_RUN)
+        for cell, error in ((outcome.cell, outcome.error) for outcome in table.outcomes if outcome.result is None)
+    ]
+    return Section("Failed and missing cells", ["model", "data", "category", "seed", "why"], lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    if not values:
+        return ""
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def _papers_text(figures: dict[str, dict[str, float]], row: str) -> str:
-    return "; ".join(f"{method} {rows[row]:.3f}" for method, rows in figures.items() if row in rows)
+def _cells(*texts: str) -> list[Cell]:
+    return [Cell(text) for text in texts]
 
 
-def _difference_text(found: Difference | str | None) -> str:
-    if not isinstance(found, Difference):
-        return found or ""
-    text = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"**{text}**" if found.clear else text
+def _markdown(section: Section) -> str:
+    def line(texts: Iterable[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
-
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    cell: Callable[[str], str] = lambda text: text.replace("|", "\\|")  # noqa: E731
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in rows)
+    lines = [[f"**{cell.text}**" if cell.strong else cell.text for cell in cells] for cells in section.lines]
+    return "\n".join(map(line, [section.head, ["---"] * len(section.head), *lines]))

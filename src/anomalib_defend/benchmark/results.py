@@ -38,7 +38,8 @@ class Result:
         measured: What the pipeline's CSV lacks: images per second, parameters, memory, machine, versions.
         seconds: Wall clock of the whole process.
         size: Number of training and test images, pixels of the input.
-        scores: ``image_path``, ``label`` (1: novel), ``score`` of each test image.
+        scores: ``image_path``, ``label`` (1: novel), ``score`` of each test image; where it is recorded, ``called`` (1:
+            novel, at the model's threshold) and ``categories`` (joined names of what it shows), too.
     """
 
     row: dict[str, Any]
@@ -119,7 +120,7 @@ def _row(folder: Path, cell: Cell) -> dict[str, Any]:
 
 def _scores(folder: Path) -> pd.DataFrame:
     try:
-        scores = pd.read_csv(folder / SCORES)
+        scores = pd.read_csv(folder / SCORES, dtype={"categories": str})
         values = scores["score"].to_numpy(dtype=float)
         labels = set(scores["label"])
     except (OSError, ValueError, KeyError) as error:
@@ -128,4 +129,6 @@ def _scores(folder: Path) -> pd.DataFrame:
     if labels != {0, 1} or not np.isfinite(values).all() or scores["image_path"].duplicated().any():
         msg = f"{SCORES} must hold finite scores of normal and novel images, each image once."
         raise ResultError(msg)
+    if "categories" in scores:
+        scores["categories"] = scores["categories"].fillna("").astype(str)
     return scores

@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "make one page for a browser of a finished test or predict",
     "score": "score any number of images, and go on where a killed run stopped",
     "threshold": "tell a model's threshold and what to expect of it, move it, or compute it anew",
+    "app": "open a page on this machine: drop images, see what a model says of them, move the threshold",
     "example": "write the embedded example's scenes of handwritten digits",
 }
 

@@ -8,6 +8,7 @@ left in the folder of results, not the YAML file.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anomalib_defend.benchmark.plan import Comparison
-    from anomalib_defend.benchmark.report import Table
+    from anomalib_defend.benchmark.table import Table
 
 RESULTS = Path("runs/benchmark")
 Assignment = restricted_string_type("NAME=VALUE", "^[^=]+=.*$")
@@ -49,7 +50,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     summary = "tables and plots of the finished cells"
     report = ArgumentParser(description=f"{summary.capitalize()}.")
     report.add_argument("results", type=str, nargs="+", help="folders of results, or names of the YAML files")
-    report.add_argument("--out", type=str, help="Markdown file; default: the screen")
+    report.add_argument(
+        "--out", type=str, help="a page for a browser (.html), or Markdown (.md); default: Markdown on the screen"
+    )
     report.add_argument("--plots", type=str, help="folder of the plots")
     commands.add_subcommand("report", report, help=summary)
 
@@ -82,6 +85,9 @@ def _run(options: Namespace) -> int:
         print(f"FAILED {cell}: {error}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} cell(s) failed; their logs are in {folder}/*/log.txt.", file=sys.stderr)
+    print(f"Results: {folder}")
+    following = ["anomalib-defend", "benchmark", "report", str(folder), "--out", f"{comparison.name}.html"]
+    print(f"Next: {shlex.join(following)}")
     return 1 if failed else 0
 
 
@@ -96,19 +102,24 @@ def _check_same_file(comparison: Comparison, folder: Path) -> None:
 
 def _report(options: Namespace) -> int:
     """Write tables and plots."""
-    from anomalib_defend.benchmark.report import Table  # noqa: PLC0415 - torch and anomalib
+    from anomalib_defend.benchmark.report import markdown  # noqa: PLC0415 - torch and anomalib
+    from anomalib_defend.benchmark.table import Table  # noqa: PLC0415
 
     save_plots = None if options.plots is None else _import_plots()
     folders = [path if path.is_dir() else RESULTS / path.stem for path in map(Path, options.results)]
     table = Table(folders)
     print(f"What `run` has left in {', '.join(map(str, folders))}.", file=sys.stderr)
-    text = table.markdown()
-    if options.out is None:
-        print(text)
+    out = None if options.out is None else Path(options.out)
+    if out is None:
+        print(markdown(table))
+    elif out.suffix == ".html":
+        from anomalib_defend.benchmark.page import write_report  # noqa: PLC0415
+
+        write_report(table, folders, out)
+        print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB). Open it in a browser; it needs no network.")
     else:
-        out = Path(options.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        out.write_text(markdown(table), encoding="utf-8")
     if save_plots is not None:
         for path in save_plots(table, Path(options.plots)):
             print(path)

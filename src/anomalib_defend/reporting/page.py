@@ -1,34 +1,25 @@
-"""The page: one HTML file with everything in it, which no script or picture of elsewhere can join."""
+"""The page of a finished test or prediction."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
-import os
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
-
-from anomalib_defend._version import __version__
 from anomalib_defend.data.file_names import to_text
 from anomalib_defend.data.protocol import SEPARATOR
 from anomalib_defend.decision.table import box_text, read_table
 
 from . import figures
-from .pictures import ALL, chosen, encoded, is_mistake
+from .pictures import chosen, encoded, is_mistake
+from .rendering import write_page
 from .run import Run, find_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anomalib_defend.decision.table import Row
-
-_PARTS = files(__package__) / "page_parts"
 
 
 @dataclass(frozen=True)
@@ -72,26 +63,18 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
     shown = chosen(scored, threshold)
     pictures = dict(zip(shown, encoded([scored[index] for index in shown], run.table.parent), strict=True))
     out = run.table.with_name("report.html") if out is None else out
-    out.parent.mkdir(parents=True, exist_ok=True)
     sentence = verdict(scored, run)
-    draft = out.with_name(f".{out.name}-{os.getpid()}")
-    try:
-        draft.write_text(
-            _rendered(
-                run=run,
-                sentence=sentence,
-                curves=figures.curves(scored),
-                histogram=figures.histogram(scored, threshold),
-                errors=[row for row in rows if not _is_number(row.score)],
-                selection=_selection(scored, shown, pictures),
-                data=_data(scored, threshold, run, pictures),
-            ),
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_page(
+        out,
+        "report",
+        _data(scored, threshold, run, pictures),
+        run=run,
+        sentence=sentence,
+        curves=figures.curves(scored),
+        histogram=figures.histogram(scored, threshold),
+        errors=[row for row in rows if not _is_number(row.score)],
+        selection=_selection(scored, shown, pictures),
+    )
     return Report(out, run.table, len(scored), sum(picture is not None for picture in pictures.values()), sentence)
 
 
@@ -127,30 +110,6 @@ def verdict(rows: Sequence[Row], run: Run) -> str:
             sentence += f" ({expected.mean:.1f} expected, 95 % interval {expected.low:.0f} to {expected.high:.0f})"
         sentence += f"; of the {len(abnormal)} novel ones {sum(map(is_mistake, abnormal))} were missed."
     return sentence
-
-
-def _rendered(data: dict[str, Any], **values: Any) -> str:
-    style, script = (_PARTS.joinpath(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_PARTS.joinpath("report.html.j2").read_text(encoding="utf-8"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    return template.render(
-        style=style, script=script, policy=policy, data=_embedded(data), version=__version__, all=ALL, **values
-    )
-
-
-def _hash(text: str) -> str:
-    """How a content security policy names the one text that is allowed."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}'"
-
-
-def _embedded(data: dict[str, Any]) -> str:
-    """JSON that ends no element of a page, whatever is in it."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _data(

@@ -1,15 +1,12 @@
-"use strict";
 (() => {
-  const PAGE = 48, LEFT = 10, WIDTH = 780;
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const at = (id) => document.getElementById(id);
+  const LEFT = 10, WIDTH = 780;
   const rows = data.rows.map(([name, score, p, truth, categories, box], index) =>
     ({ name, score, p, truth, categories, box, picture: data.pictures[index] }));
   const normal = rows.filter((row) => row.truth === 0);
   const novel = rows.filter((row) => row.truth === 1);
   const low = Number(at("histogram").dataset.low), high = Number(at("histogram").dataset.high);
   const first = data.threshold === null ? (low + high) / 2 : data.threshold;
-  let threshold = first, page = 0;
+  let threshold = first;
 
   const isNovel = (row) => row.score > threshold;
   const isMistake = (row) => row.truth >= 0 && isNovel(row) !== (row.truth === 1);
@@ -70,7 +67,11 @@
     const mine = rows.filter((row) => row.truth >= 0 && row.categories.includes(number));
     return { name, normal: mine.filter((row) => row.truth === 0), novel: mine.filter((row) => row.truth === 1) };
   });
-  const order = [...held].sort((a, b) => count([...b.normal, ...b.novel], isMistake) - count([...a.normal, ...a.novel], isMistake));
+  // Mistakes beyond those that as many images of any categories would have; at the run's threshold, so that rows stay.
+  const rate = (list) => list.length ? count(list, isMistake) / list.length : 0;
+  const rates = [rate(normal), rate(novel)];
+  const beyond = (one) => count([...one.normal, ...one.novel], isMistake) - rates[0] * one.normal.length - rates[1] * one.novel.length;
+  const order = [{ name: "all images", normal, novel }, ...[...held].sort((a, b) => beyond(b) - beyond(a))];
   function showCategories() {
     const body = at("categories").tBodies[0];
     body.replaceChildren(...order.filter((one) => one.normal.length + one.novel.length).map((one) => {
@@ -101,45 +102,19 @@
     return found;
   }
   function card(row) {
-    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     const say = isNovel(row) ? "NOVEL" : "normal", truth = ["normal", "novel"][row.truth];
-    figure.className = isMistake(row) ? "mistake" : "";
-    if (row.picture) {
-      const image = document.createElement("img"), heat = at("heat").checked && row.picture[1];
-      image.src = "data:image/webp;base64," + (heat || row.picture[0]);
-      image.alt = `${heat ? "Heat map of " : ""}${row.name}, called ${say.toLowerCase()}`;
-      figure.append(image);
-    } else {
-      const none = document.createElement("div");
-      none.className = "none";
-      none.textContent = "no picture in this page";
-      figure.append(none);
-    }
-    const add = (text, name) => {
-      const line = document.createElement("div");
-      line.textContent = text;
-      line.className = name || "";
-      caption.append(line);
-    };
-    add(say + (isMistake(row) ? (row.truth ? ": missed" : ": false alarm") : ""), "say");
-    add(`score ${row.score.toFixed(4)}` + (row.p === null ? "" : `, p-value ${Number(row.p.toPrecision(3))}`));
-    if (truth) add(`is ${truth}`);
-    if (row.categories.length) add("holds " + row.categories.map((number) => data.categories[number]).join(", "));
-    if (row.box) add(`${isNovel(row) ? "nearest to the normal object" : "normal object found"} at ${row.box} (left, top, right, bottom)`);
-    add(row.name, "name");
-    figure.append(caption);
-    return figure;
+    const heat = at("heat").checked && row.picture && row.picture[1];
+    const lines = [`score ${row.score.toFixed(4)}` + (row.p === null ? "" : `, p-value ${Number(row.p.toPrecision(3))}`)];
+    if (truth) lines.push(`is ${truth}`);
+    if (row.categories.length) lines.push("holds " + row.categories.map((number) => data.categories[number]).join(", "));
+    if (row.box) lines.push(`${isNovel(row) ? "nearest to the normal object" : "normal object found"} at ${row.box} (left, top, right, bottom)`);
+    return figureOf({
+      picture: row.picture && (heat || row.picture[0]), name: row.name, lines,
+      alt: `${heat ? "Heat map of " : ""}${row.name}, called ${say.toLowerCase()}`,
+      say: say + (isMistake(row) ? (row.truth ? ": missed" : ": false alarm") : ""), mistake: isMistake(row),
+    });
   }
-  function showGallery() {
-    const found = selected(), last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
-    page = Math.min(page, last);
-    const shown = found.slice(page * PAGE, (page + 1) * PAGE);
-    at("gallery").replaceChildren(...shown.map(card));
-    at("count").textContent = found.length
-      ? `${page * PAGE + 1} to ${page * PAGE + shown.length} of ${found.length} images` : "No image is so.";
-    at("previous").disabled = page === 0;
-    at("next").disabled = page === last;
-  }
+  const gallery = pagedGallery(selected, card);
 
   // ------------------------------------------------------------------------------------------------------- threshold
   let waiting = false;
@@ -148,7 +123,7 @@
     showFigures();
     if (waiting) return;
     waiting = true;  // the rest once a frame
-    requestAnimationFrame(() => { waiting = false; showCategories(); showGallery(); });
+    requestAnimationFrame(() => { waiting = false; showCategories(); gallery.show(); });
   }
   const slider = at("slider");
   const drag = (event) => {
@@ -175,13 +150,9 @@
   if (!normal.length && !novel.length) for (const one of document.querySelectorAll(".labelled")) one.hidden = true;
   data.categories.forEach((name, number) => at("by-category").add(new Option(name, number)));
   at("category-label").hidden = !data.categories.length;
-  at("categories-section").hidden = !order.some((one) => one.normal.length + one.novel.length);
+  at("categories-section").hidden = !held.some((one) => one.normal.length + one.novel.length);
   at("heat-label").hidden = !rows.some((row) => row.picture && row.picture[1]);
-  at("filters").addEventListener("submit", (event) => event.preventDefault());
-  at("filters").addEventListener("change", () => { page = 0; showGallery(); });
-  at("previous").addEventListener("click", () => { page--; showGallery(); });
-  at("next").addEventListener("click", () => { page++; showGallery(); });
   showFigures();
   showCategories();
-  showGallery();
+  gallery.show();
 })();

@@ -1,0 +1,80 @@
+"""What is shown of judged images at some threshold: sentence, table and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anomalib_defend.data.file_names import to_text
+from anomalib_defend.decision.command import describe
+from anomalib_defend.visualization.picture import Finding, draw_picture
+from anomalib_defend.visualization.visualizer import read_reduced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+    from anomalib_defend.decision.calibration import Calibration
+
+    from .judging import Judged
+
+HEAD = ("image", "verdict", "score", "p-value", "remark")
+SIDE = 256  # pixels of a picture's panel
+
+
+@dataclass(frozen=True)
+class View:
+    """Texts, and pictures with the names of their images."""
+
+    sentence: str
+    promise: str
+    table: list[list[str]]
+    pictures: list[tuple[Image.Image, str]]
+
+
+def view(judged: Sequence[Judged], calibration: Calibration, map_note: str = "") -> View:
+    """What is shown, the most novel images first.
+
+    Args:
+        judged: Images, in any order.
+        calibration: With the threshold to apply.
+        map_note: What the model's map shows, where it is not what the score says.
+    """
+    order = sorted(judged, key=lambda one: (bool(one.error), -one.raw))
+    table, pictures, novel = [], [], 0
+    for one in order:
+        name = to_text(one.path.name)
+        if one.error:
+            table.append([name, "", "", "", f"cannot be scored: {to_text(one.error)}"])
+            continue
+        finding = _finding(one, calibration, map_note)
+        novel += bool(finding.novel)
+        verdict = "NOVEL" if finding.novel else "normal"
+        table.append([name, verdict, f"{finding.score:.4f}", f"{one.p_value:.3g}", ""])
+        image, size = read_reduced(str(one.path), SIDE)
+        pictures.append((draw_picture(image, finding, SIDE, size), f"{name}: {verdict}"))
+    scored = len(pictures)
+    sentence = (
+        f"{novel} of {scored} images {'is' if novel == 1 else 'are'} called novel." if scored else "No image yet."
+    )
+    if len(order) > scored:
+        sentence += f" {len(order) - scored} could not be scored: see the table."
+    return View(sentence, describe(calibration), table, pictures)
+
+
+def _finding(one: Judged, calibration: Calibration, map_note: str) -> Finding:
+    """As a run's pictures have it, at the threshold of ``calibration``."""
+    image, pixel = calibration.image, calibration.pixel
+    scaled = calibration.normalized
+    score = float(image.scaled(one.raw)) if scaled else one.raw
+    threshold = 1 - calibration.sensitivity if scaled else calibration.label_threshold
+    finding = Finding(score, threshold, score > threshold, one.p_value, map_note=map_note)
+    if one.heat is not None:
+        values = pixel.scaled(one.heat) if scaled and pixel is not None else one.heat
+        finding.clipped = bool(values.min() < 0 or values.max() > 1)
+        finding.heat = (255 * np.nan_to_num(values, nan=1.0).clip(0, 1)).round().astype(np.uint8)
+        finding.above = None if pixel is None else one.heat > pixel.threshold
+    return finding

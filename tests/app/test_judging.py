@@ -1,0 +1,96 @@
+"""What the app says of an image is what the engine says, for a checkpoint and for its exports."""
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data.utils import read_image
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_defend import ObjectPrototypes
+from anomalib_defend.app.judging import Judge, Judged
+from anomalib_defend.app.page import judged
+from anomalib_defend.app.view import view
+from anomalib_defend.commands import main
+from anomalib_defend.decision import p_value
+
+
+@pytest.fixture(scope="module")
+def judge(trained):
+    return Judge(trained / "model.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "openvino", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_scores_are_the_engines(trained, images, judge, kind) -> None:
+    model = ObjectPrototypes.load_from_checkpoint(trained / "model.ckpt", map_location="cpu").eval()
+    if kind != "checkpoint":
+        pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime"}[kind])
+        found = Engine(logger=False).export(model, kind, export_root=trained)
+        judge = Judge(found.parent)
+    for path in images[:2]:
+        one = judge(path)
+        with torch.inference_mode():
+            expected = model(torch.as_tensor(read_image(path, as_tensor=True))[None])
+        calibration = judge.calibration
+        score = expected.pred_score.item()
+        assert calibration.image.scaled(one.raw) == pytest.approx(score, abs=1e-5)
+        assert one.p_value == pytest.approx(float(p_value(score, calibration)), abs=1e-9)
+        np.testing.assert_allclose(calibration.pixel.scaled(one.heat), expected.anomaly_map[0].squeeze(), atol=1e-4)
+
+
+def test_the_view_follows_the_threshold(judge, images) -> None:
+    """Verdicts are those of the model whose threshold was moved; scores move, p-values do not."""
+    found = [judge(path) for path in images]
+    seen = {}
+    for target in (0.05, 0.3, 0.5):
+        calibration = judge.calibration.moved(target)
+        shown = view(found, calibration)
+        novel = [one for one in found if one.raw > calibration.image.threshold]
+        assert [row[1] for row in shown.table].count("NOVEL") == len(novel)
+        assert f"{len(novel)} of {len(found)} images" in shown.sentence
+        assert f"target_fpr={target:g}" in shown.promise
+        assert [float(row[2]) for row in shown.table] == sorted((float(row[2]) for row in shown.table), reverse=True)
+        seen[target] = len(novel), [row[3] for row in shown.table]
+    assert [number for number, _ in seen.values()] == [0, 1, 2]  # the k-th largest of six is the threshold, k 0, 2, 3
+    assert len({tuple(p_values) for _, p_values in seen.values()}) == 1
+    picture, words = shown.pictures[0]
+    assert picture.width > 2 * 200  # image and heat map
+    assert words.startswith(shown.table[0][0])
+
+
+def test_what_is_no_image_gets_a_message(judge, tmp_path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "words.txt").write_text("no image")
+    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    names = ["broken.png", "empty.jpg", "words.txt", "deep.png"]
+    shown = view(judged(judge, [str(tmp_path / name) for name in names], tmp_path), judge.calibration)
+    remarks = {row[0]: row[4] for row in shown.table}
+    assert set(remarks) == set(names)
+    assert all(remark.startswith("cannot be scored: ") for remark in remarks.values())
+    assert "the file is empty" in remarks["empty.jpg"]
+    assert "16-bit" in remarks["deep.png"]
+    assert shown.sentence == "No image yet. 4 could not be scored: see the table."
+    assert not shown.pictures
+
+
+def test_no_path_outside_of_the_dropped_files(judge, images, tmp_path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "link.png").symlink_to(images[0])
+    ways = [images[0], inside / ".." / "x.png", inside / "link.png", "/etc/passwd"]
+    found = judged(judge, list(map(str, ways)), inside)
+    assert len(found) == 4
+    assert all("no file that was dropped here" in one.error for one in found)
+
+
+def test_an_image_is_judged_once(judge, images) -> None:
+    before = [Judged(images[0], raw=9.0)]
+    first, second = judged(judge, list(map(str, images[:2])), images[0].parent, before)
+    assert first is before[0]
+    assert second.raw != 9.0
+
+
+def test_a_model_that_is_none(tmp_path, capsys) -> None:
+    assert main(["app", str(tmp_path / "absent.ckpt")]) == 1
+    assert "absent.ckpt does not exist: give a checkpoint" in capsys.readouterr().err
