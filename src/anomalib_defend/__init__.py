@@ -19,7 +19,7 @@ Reading order, along the path that an image takes:
    scratch), ``models.uniad`` (restored features): each with ``torch_model``, ``stages`` and ``lightning_model``
 6. ``post_processing`` (threshold from normal images, strictly monotone scaling), ``decision`` (p-values, thresholds,
    tables), ``visualization`` (a picture of each image)
-7. ``reporting`` (a page of a finished run)
+7. ``scoring`` (any number of images), ``reporting`` (a page of a finished run), ``app`` (a model in the browser)
 8. ``benchmark`` (the comparison of models), ``commands`` (``anomalib-defend``), ``console`` (the screen of both)
 
 Importing this package imports nothing else: the public names below are resolved on first use.
