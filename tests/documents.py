@@ -85,8 +85,10 @@ def command_lines() -> list[Command]:
 
 
 def split(line: str) -> tuple[str, ...]:
-    """The words of a command, without a comment and without the variables before it."""
+    """The words of a command, the last one of a pipe, without a comment and without the variables before it."""
     words = shlex.split(line, comments=True)
+    while "|" in words:
+        words.pop(0)
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
     return tuple(words)
