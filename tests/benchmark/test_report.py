@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomalib_defend.benchmark.images import wrong_shares
 from anomalib_defend.benchmark.papers import figures
+from anomalib_defend.benchmark.plan import ComparisonError
 from anomalib_defend.benchmark.report import markdown
 from anomalib_defend.benchmark.statistics import difference, pair
 from anomalib_defend.benchmark.table import Table
@@ -277,3 +278,12 @@ def test_a_cell_in_several_folders_counts_once(results):
 def test_no_results(tmp_path, capsys):
     assert main(["benchmark", "report", str(tmp_path)]) == 1
     assert "holds no results" in capsys.readouterr().err
+
+
+def test_another_reference(results):
+    folder = results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): make_scores(1, 2)})
+    other = Table([folder], "A")
+    assert other.difference("DN2", "VOC", "dog").mean == -Table([folder]).difference("A", "VOC", "dog").mean
+    assert "## Paired difference to A" in markdown(other)
+    with pytest.raises(ComparisonError, match="--reference B: there is no such model, only DN2, A"):
+        Table([folder], "B")

@@ -12,7 +12,7 @@ from anomalib_defend.decision.ranking import auroc
 
 from . import papers
 from .images import Called, NovelClass, called, novel_classes
-from .plan import Cell, Comparison, read_plan
+from .plan import Cell, Comparison, ComparisonError, read_plan
 from .results import Result, read_error, read_result
 from .statistics import Difference, difference, pair
 
@@ -56,12 +56,13 @@ class Table:
 
     Args:
         folders: Folders of results; a cell that several hold is taken from the first.
+        reference: The model to compare with; that of the first comparison by default.
 
     Raises:
-        ComparisonError: If a folder holds no results.
+        ComparisonError: If a folder holds no results, or there is no such model.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], reference: str | None = None) -> None:
         self.outcomes: list[Outcome] = []
         comparisons = []
         for folder in folders:
@@ -79,6 +80,11 @@ class Table:
             by_novel_class=[name for comparison in comparisons for name in comparison.by_novel_class],
             papers={key: value for comparison in comparisons for key, value in comparison.papers.items()},
         )
+        if reference is not None:
+            if reference not in self.comparison.models:
+                msg = f"--reference {reference}: there is no such model, only {', '.join(self.comparison.models)}."
+                raise ComparisonError(msg)
+            self.comparison = replace(self.comparison, reference=reference)
         first: dict[tuple[str, str, str, int], Outcome] = {}  # a cell that several folders hold counts once
         for outcome in self.outcomes:
             cell = outcome.cell

@@ -54,6 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--out", type=str, help="a page for a browser (.html), or Markdown (.md); default: Markdown on the screen"
     )
     report.add_argument("--plots", type=str, help="folder of the plots")
+    report.add_argument("--reference", type=str, help="the model to compare with; default: that of the YAML file")
     commands.add_subcommand("report", report, help=summary)
 
 
@@ -107,7 +108,7 @@ def _report(options: Namespace) -> int:
 
     save_plots = None if options.plots is None else _import_plots()
     folders = [path if path.is_dir() else RESULTS / path.stem for path in map(Path, options.results)]
-    table = Table(folders)
+    table = Table(folders, options.reference)
     print(f"What `run` has left in {', '.join(map(str, folders))}.", file=sys.stderr)
     out = None if options.out is None else Path(options.out)
     if out is None:
