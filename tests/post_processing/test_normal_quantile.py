@@ -160,7 +160,8 @@ def test_scaling_keeps_the_order_and_stays_within_zero_and_one(normal, scores):
     scaled = processor(InferenceBatch(pred_score=torch.tensor(sorted(scores)))).pred_score
     assert (scaled >= 0).all()
     assert (scaled <= 1).all()
-    assert (scaled.diff() >= 0).all()
+    # scores that differ by less than the rounding of the scaled ones may change places by one unit in the last place
+    assert (scaled.diff() >= -torch.finfo(torch.float32).eps).all()
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e4])
