@@ -21,7 +21,7 @@ from anomalib.engine import Engine
 
 from anomalib_defend import DN2, SemanticFolder
 from anomalib_defend.decision.calibration import threshold_and_scale
-from anomalib_defend.decision.models import open_model
+from anomalib_defend.decision.models import measure, open_model
 
 CATEGORY, BACKBONE = "dog", "deit_tiny_patch16_224"
 TRAINING, TEST, DRAWS = 300, 300, 200
@@ -76,11 +76,11 @@ def train(shared: Path, folder: Path, training: Path) -> tuple[Path, dict[str, P
 def scores(ckpt: Path, exports: dict[str, Path], files: Sequence[Path]) -> dict[str, np.ndarray]:
     """Raw scores [n] of the files, the engine's first."""
     checkpoint = open_model(ckpt)
-    found = {"engine, float32": checkpoint.measure(files, None).image}
+    found = {"engine, float32": measure(checkpoint.raw_outputs(None), files).image}
     with torch.autocast("cpu", torch.bfloat16):
-        found["engine, bf16-mixed"] = checkpoint.measure(files, None).image
+        found["engine, bf16-mixed"] = measure(checkpoint.raw_outputs(None), files).image
     for name, (export, hint) in ARITHMETICS.items():
-        found[name] = open_model(exports[export]).measure(files, hint).image
+        found[name] = measure(open_model(exports[export]).raw_outputs(hint), files).image
     return found
 
 

@@ -107,9 +107,7 @@ def build(judge: Judge, folder: Path) -> Blocks:
                     empty.promise, label="What to expect", lines=6, interactive=False, elem_id="promise"
                 )
             with gr.Column(scale=2):
-                sentence = gr.Textbox(
-                    view([], calibration).sentence, label="Verdict", interactive=False, elem_id="verdict"
-                )
+                sentence = gr.Textbox(empty.sentence, label="Verdict", interactive=False, elem_id="verdict")
                 pictures = gr.Gallery(label="Pictures", columns=2, elem_id="pictures", object_fit="contain", buttons=[])
         table = gr.Dataframe(headers=list(HEAD), datatype="str", interactive=False, elem_id="table", wrap=True)
         shown = [sentence, promise, table, pictures]
@@ -120,16 +118,13 @@ def build(judge: Judge, folder: Path) -> Blocks:
     return page
 
 
-def serve(
-    model: Path, host: str = LOOPBACK, port: int | None = None, *, in_browser: bool = False, block: bool = True
-) -> Blocks:
+def serve(model: Path, host: str = LOOPBACK, port: int | None = None, *, block: bool = True) -> Blocks:
     """Open the page of a model on this machine.
 
     Args:
         model: As for `judging.Judge`.
         host: Address that it is reached by; the default is reached from this machine alone.
         port: Of the address; the first free one from 7860 on by default.
-        in_browser: Open it in a browser.
         block: Return when it is interrupted; otherwise at once, and closing the returned page ends it.
 
     Raises:
@@ -154,7 +149,6 @@ def serve(
         server_name=host,
         server_port=port,
         share=False,
-        inbrowser=in_browser,
         prevent_thread_lock=True,
         quiet=True,  # or it offers a public link
         max_file_size=MOST_BYTES,

@@ -22,7 +22,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="address to listen on; the default is reached from this machine alone, 0.0.0.0 from every other one, too",
     )
     parser.add_argument("--port", type=PositiveInt, help="default: the first free one from 7860 on")
-    parser.add_argument("--open", action="store_true", help="open it in a browser")
 
 
 def run(options: Namespace) -> int:
@@ -31,5 +30,5 @@ def run(options: Namespace) -> int:
 
     if options.host != LOOPBACK:
         print(f"Whoever reaches {options.host} can use this page: it asks for no password.", file=sys.stderr)
-    serve(Path(options.model), options.host, options.port, in_browser=options.open)
+    serve(Path(options.model), options.host, options.port)
     return 0

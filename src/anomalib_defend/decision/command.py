@@ -135,8 +135,9 @@ def _known_target(opened: Any) -> float:
 
 def _calibrated(opened: Any, images: list[Path], target_fpr: float, hint: str | None) -> Calibration:
     from .calibration import Calibration  # noqa: PLC0415 - numpy
+    from .models import measure  # noqa: PLC0415 - torch and anomalib
 
-    measured = opened.measure(images, hint)
+    measured = measure(opened.raw_outputs(hint), images)
     wrong = [path for path, score in zip(images, measured.image, strict=True) if not abs(score) < float("inf")]
     if wrong:
         msg = f"The score of {wrong[0]} is no number: the model's weights are damaged, or the hint does not suit it."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,12 @@ from .calibration import ENGINE, Calibration, Level, calibration_path, threshold
 from .exports import find_endings, open_graph, read, write
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    RawOutputs = Callable[[torch.Tensor], tuple[float, NDArray[np.float32] | None]]
+    """Of an image [3, H, W]: its score before scaling, and its map ``(h, w)``, where there is one."""
 
 POST_PROCESSOR = "post_processor."
 CONFIG = "anomalib_post_processor_config"
@@ -43,6 +49,17 @@ class Measured:
         median = float(torch.from_numpy(typical).median())
         threshold, scale = threshold_and_scale(scores, median, target_fpr)
         return Level(float(threshold), float(scale), median, tuple(np.sort(scores).tolist()))
+
+
+def measure(outputs: RawOutputs, images: Sequence[Path]) -> Measured:
+    """Score images one by one."""
+    scores, maps = [], []
+    for image in images:
+        score, heat = outputs(_read(image))
+        scores.append(score)
+        if heat is not None:
+            maps.append((float(heat.max()), float(heat.mean())))
+    return Measured(scores, maps)
 
 
 class Export:
@@ -86,16 +103,15 @@ class Export:
         """The rate that the threshold is for, as the file beside it says."""
         return self.calibration().target_fpr
 
-    def measure(self, images: Sequence[Path], hint: str | None) -> Measured:
-        """Score images one by one, in the arithmetic of OpenVINO's precision ``hint``."""
+    def raw_outputs(self, hint: str | None) -> RawOutputs:
+        """What the model says of an image, in the arithmetic of OpenVINO's precision ``hint``."""
         run = self.graph.raw_outputs(self.endings, hint)
-        scores, maps = [], []
-        for image in images:
-            found = run(_read(image).numpy()[None])
-            scores.append(float(np.asarray(found[0]).reshape(-1)[0]))
-            if len(found) > 1:
-                maps.append((float(found[1].max()), float(found[1].mean())))
-        return Measured(scores, maps)
+
+        def outputs(image: torch.Tensor) -> tuple[float, NDArray[np.float32] | None]:
+            score, *maps = run(image.numpy()[None])
+            return float(score.reshape(-1)[0]), maps[0].reshape(maps[0].shape[-2:]) if maps else None
+
+        return outputs
 
     def arithmetic(self, hint: str | None) -> str:
         """A name for what the scores were computed in."""
@@ -157,9 +173,13 @@ class Checkpoint:
         """The rate that the threshold is for."""
         return self._processor.target_fpr
 
-    @torch.inference_mode()
-    def measure(self, images: Sequence[Path], hint: str | None) -> Measured:
-        """Score images one by one, as the engine does on a CPU.
+    @cached_property
+    def model(self) -> Any:
+        """The model, for scoring on the CPU."""
+        return self.load().eval()
+
+    def raw_outputs(self, hint: str | None) -> RawOutputs:
+        """What the model says of an image, as in the engine on a CPU: an export's graph resizes in another way.
 
         Raises:
             ValueError: If there is a precision hint.
@@ -167,14 +187,15 @@ class Checkpoint:
         if hint is not None:
             msg = f"hint={hint!r} is of OpenVINO: give its .xml file."
             raise ValueError(msg)
-        model = self.load().eval()
-        scores, maps = [], []
-        for image in images:
-            predictions = model.model(model.pre_processor.transform(_read(image))[None])
-            scores.append(predictions.pred_score.item())
-            if predictions.anomaly_map is not None:
-                maps.append((predictions.anomaly_map.max().item(), predictions.anomaly_map.mean().item()))
-        return Measured(scores, maps)
+        model = self.model
+
+        @torch.inference_mode()
+        def outputs(image: torch.Tensor) -> tuple[float, NDArray[np.float32] | None]:
+            found = model.model(model.pre_processor.transform(image)[None])
+            heat = found.anomaly_map
+            return found.pred_score.item(), None if heat is None else heat.float().reshape(heat.shape[-2:]).numpy()
+
+        return outputs
 
     def load(self, **arguments: Any) -> Any:
         """The model, on the CPU, with other ``arguments`` than the checkpoint's, if there are any."""
