@@ -1,6 +1,5 @@
 """A miniature of Pascal VOC, and the real data where it is at hand."""
 
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -90,14 +89,3 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return f"{file} {row}" if file.endswith("test_every_model.py") else file
 
     return ByModel(config, log)
-
-
-@pytest.fixture(autouse=True)
-def _no_log_file_stays_open() -> Iterator[None]:
-    """anomalib's pipelines leave a log file's handler at the root, which fails once the test's folder is gone."""
-    before = list(logging.getLogger().handlers)
-    yield
-    for handler in set(logging.getLogger().handlers) - set(before):
-        if isinstance(handler, logging.FileHandler):
-            logging.getLogger().removeHandler(handler)
-            handler.close()
