@@ -9,11 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -62,9 +62,19 @@ def small_head() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=ROWS, ids=lambda row: row.name)
+def rows(*, slow: Callable[[Row], bool]) -> list[Any]:
+    """Every model, some of them marked ``slow``."""
+    return [pytest.param(row, id=row.name, marks=[pytest.mark.slow] if slow(row) else []) for row in ROWS]
+
+
+@pytest.fixture(scope="module", params=rows(slow=lambda row: bool(row.variant)))
 def row(request) -> Row:
     return request.param
+
+
+in_processes = pytest.mark.parametrize(
+    "row", rows(slow=lambda row: row.name not in {"Defend", "DN2"}), indirect=True, scope="module"
+)
 
 
 class Fitted(NamedTuple):
@@ -484,6 +494,7 @@ def test_an_export_has_the_threshold_that_was_asked_for_beside_the_checkpoint(fi
 # ----------------------------------------------------------------------------------------- processes of their own
 
 
+@in_processes
 def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
     epoch = fitted.epochs - 1
     assert wait(start(partial(train, kill_in=epoch), fitted.row.name, tmp_path)) == -signal.SIGKILL
@@ -493,6 +504,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
     assert not differing(fitted.state, torch.load(tmp_path / "rank0.pt", weights_only=True))
 
 
+@in_processes
 def test_two_processes_agree(fitted, tmp_path):
     make_data(tmp_path / "images")
     in_ranks = partial(train, devices=2, strategy="ddp_find_unused_parameters_true")
@@ -513,6 +525,7 @@ def test_two_processes_agree(fitted, tmp_path):
         torch.testing.assert_close(state_of(model.model.normality), state_of(expected), rtol=1e-4, atol=1e-5)
 
 
+@in_processes
 def test_command_line(fitted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_data(tmp_path / "images")
