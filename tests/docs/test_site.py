@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from browsing import opened
 from documents import ROOT
 
 pytest.importorskip("mkdocs")
@@ -55,6 +56,14 @@ def test_no_page_fetches_anything_from_elsewhere(site):
     for style in site.rglob("*.css"):
         urls = re.findall(r"(?:url\(|@import )[\"']?([^\"')\s]+)", style.read_text(encoding="utf-8"))
         assert not [url for url in urls if is_foreign(url)], style
+
+
+@pytest.mark.browser
+def test_the_search_works_from_the_disk(site, browser):
+    with opened(browser, (site / "index.html").as_uri()) as page:
+        page.locator("input[name=query]").fill("beta-binomial count of false alarms")
+        page.locator(".md-search-result__link").first.wait_for()
+        assert "thresholds.html" in {link.get_attribute("href").partition("?")[0].rpartition("/")[2] for link in page.locator(".md-search-result__link").all()}
 
 
 def test_what_is_foreign_is_seen():
