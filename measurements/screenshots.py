@@ -1,8 +1,11 @@
-"""The screenshots of docs/report.md and docs/app.md, in an installed Chromium, of a run on the embedded example.
+"""The screenshots of docs/report.md and docs/app.md, in an installed Chromium, of runs on the embedded example.
 
 anomalib-defend example --root quickstart/data
 anomalib train --config configs/quickstart.yaml
-python -m measurements.screenshots quickstart/results/Defend/SemanticVOC/three/latest quickstart/data/VOC2012
+anomalib-defend benchmark run digits --set root=quickstart/data/VOC2012
+python -m measurements.screenshots quickstart/results/Defend/SemanticVOC/three/latest quickstart/data/VOC2012 RESULTS
+
+where RESULTS is the comparison's folder, runs/benchmark/digits.
 """
 
 import argparse
@@ -16,6 +19,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from anomalib_defend.app.page import serve
+from anomalib_defend.benchmark.page import write_report as write_comparison
+from anomalib_defend.benchmark.table import Table
 from anomalib_defend.reporting.page import write_report
 
 COLOURS = 128  # of a picture's palette, which keeps it small
@@ -23,10 +28,11 @@ SHOWN = 6  # images that are dropped
 
 
 def main() -> None:
-    """Take both."""
+    """Take all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("data", type=Path, help="VOC2012 of the scenes")
+    parser.add_argument("comparison", type=Path, help="folder of the comparison's results")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the pictures")
     options = parser.parse_args()
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -35,6 +41,11 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1000, "height": 2500})
         page.goto(write_report(options.run, Path(folder) / "report.html").path.as_uri())
         save(page, options.out / "report.png")
+        comparison = Path(folder) / "comparison.html"
+        write_comparison(Table([options.comparison]), [options.comparison], comparison)
+        page.set_viewport_size({"width": 1000, "height": 1400})
+        page.goto(comparison.as_uri())
+        save(page, options.out / "comparison.png")
         page.set_viewport_size({"width": 1200, "height": 1300})
         app = serve(next(options.run.rglob("model.ckpt")), block=False)
         page.goto(app.local_url)

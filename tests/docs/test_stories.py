@@ -26,6 +26,7 @@ TRAINER = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.
 DATA = ["--data.num_workers", "0"]
 PYTHON = {
     "Defend(seed=0)": "Defend('vit_digits_patch8_96', seed=0, image_size=32, dense_epochs=0, distill_epochs=1)",
+    'ObjectPrototypes("deit_tiny_patch16_224")': "ObjectPrototypes('vit_digits_patch8_96', image_size=32)",
     "Engine()": "Engine(accelerator='cpu', devices=1)",
     '["dog", "cat"])': '["dog", "cat"], num_workers=0)',
 }
@@ -46,7 +47,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def follow(command: Command, folder: Path) -> None:
-    """Run a command; after a training its checkpoint is `model.ckpt`, as the pages have it."""
+    """Run a command; a page's first checkpoint is `model.ckpt`, until there is one of `Defend`."""
     program, *arguments = command.words
     if any(argument.endswith("help") for argument in arguments):
         with pytest.raises(SystemExit, match="0"):
@@ -58,7 +59,7 @@ def follow(command: Command, folder: Path) -> None:
         model = arguments[arguments.index("--model") + 1]
         trains = action == "train" or (action == "fit" and "--ckpt_path" not in arguments)
         run = AnomalibCLI([*arguments, *(SMALL[model] if trains else []), *data, *TRAINER])
-        if trains and model == "Defend":
+        if trains and (model == "Defend" or not (folder / "model.ckpt").exists()):
             shutil.copy(run.engine.best_model_path, folder / "model.ckpt")
 
 
@@ -85,7 +86,7 @@ def run_programs(document: str) -> int:
 
 
 def test_the_readme(folder, capsys):
-    assert follow_all("README.md", folder) == ["train", "test", "predict", "export"]
+    assert follow_all("README.md", folder) == ["train", "predict", "export", "train", "test", "export"]
     assert (folder / "results" / "weights" / "openvino" / "model.xml").is_file()
     assert list(folder.glob("results/Defend/SemanticVOC/dog/v0/weights/lightning/model.ckpt"))
     assert commands.main(["threshold", "model.ckpt", "--target-fpr", "0.1"]) == 0
@@ -108,7 +109,7 @@ def test_your_images(folder, capsys):
     followed = follow_all("docs/your_images.md", folder)
     assert followed[:3] == ["train"] * 3
     assert {"test", "predict", "report", "export", "fit", "--help"} <= set(followed)
-    assert (folder / "results/Defend/PredictFolder/latest/report.html").is_file()
+    assert (folder / "results/ObjectPrototypes/PredictFolder/latest/report.html").is_file()
     assert run_programs("docs/your_images.md") == 1
 
 

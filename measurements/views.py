@@ -1,0 +1,149 @@
+"""What views and larger inputs cost, and what they bring for it: a table and a plot of docs/benchmarks.md.
+
+``python -m measurements.views runs/benchmark/objects --plot docs/views.png``: of every model of a finished comparison,
+the passes of its encoder at that encoder's own size that an image takes (by operations), and images a second and
+milliseconds an image of its OpenVINO model (f32, one thread, photographs of 375 x 500 pixels in memory; weights are
+random, which costs the same), beside the comparison's AUROC.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import timm
+import torch
+from anomalib.engine import Engine
+from anomalib.models import AnomalibModule
+from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode
+
+from anomalib_defend import SemanticFolder
+from anomalib_defend.benchmark.build import build
+from anomalib_defend.benchmark.machine import describe
+from anomalib_defend.benchmark.statistics import Difference
+from anomalib_defend.benchmark.table import Table
+
+from .speed.exports import scorer
+from .speed.networks import PHOTOGRAPH, random_images, write_photographs
+from .speed.report import table
+from .speed.timing import alternate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BATCH, TRAINING = 8, 40
+
+
+class Price(NamedTuple):
+    """What an image costs: passes of the encoder at its own size, and milliseconds, alone and in a batch."""
+
+    passes: float
+    alone: float
+    batched: float
+
+
+def operations(module: torch.nn.Module, image: torch.Tensor, part: str = "") -> int:
+    """Multiplications and additions of an image, in the modules directly below a part."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        module(image)
+    counts = {name.partition(".")[2].rpartition("."): sum(of.values()) for name, of in counter.get_flop_counts().items()}
+    return sum(count for (above, _, name), count in counts.items() if above == part and name)
+
+
+def fitted(settings: dict[str, Any], folder: Path) -> AnomalibModule:
+    """A model with random weights on generated photographs, which costs what a good one does."""
+    arguments = {**settings["init_args"], "weights": None, "pre_trained": False, "visualizer": False}
+    model = build("model", {**settings, "init_args": arguments})
+    data = SemanticFolder(folder, "normal", num_workers=0, seed=0)
+    quiet = {"enable_progress_bar": False, "logger": False, "accelerator": "cpu", "devices": 1}
+    Engine(default_root_dir=folder / "runs", **quiet).fit(model, datamodule=data)
+    return model.eval()
+
+
+def price(results: Table, repeats: int, scratch: Path) -> dict[str, Price]:
+    """Of all models with a finished cell, taking turns."""
+    write_photographs(scratch / "normal", TRAINING)
+    settings = {cell.model: cell.model_settings for cell, _ in results.results}
+    images = random_images(BATCH, PHOTOGRAPH)
+    passes: dict[str, float] = {}
+    contenders: dict[str, Callable[[], object]] = {}
+    for number, (name, chosen) in enumerate(settings.items()):
+        model = fitted(chosen, scratch)
+        with torch.device("meta"):
+            encoder = timm.create_model(chosen["init_args"]["backbone"], num_classes=0).eval()
+        own = operations(encoder, torch.empty(1, *encoder.pretrained_cfg["input_size"], device="meta"))
+        passes[name] = operations(model, images[:1], "model.encoder") / own
+        compiled = scorer(model.to_openvino(scratch / str(number)), 1, precision="f32")
+        contenders[f"{name}, alone"] = partial(compiled, images[:1].numpy())
+        contenders[f"{name}, batched"] = partial(compiled, images.numpy())
+    times = {name: 1000 * median(seconds) for name, seconds in alternate(contenders, repeats).items()}
+    return {name: Price(passes[name], times[f"{name}, alone"], times[f"{name}, batched"] / BATCH) for name in passes}
+
+
+def rows(results: Table, prices: dict[str, Price], data: str) -> list[dict[str, object]]:
+    """A row for each model that has an AUROC on the data."""
+    row, found = results.last_row(data), []
+    for name, cost in prices.items():
+        values = results.values(name, data, row)
+        if values:
+            found.append(
+                {
+                    "model": name,
+                    "passes": cost.passes,
+                    "ms, alone": cost.alone,
+                    f"ms, in {BATCH}": cost.batched,
+                    f"images/s, in {BATCH}": 1000 / cost.batched,
+                    "seeds": len(values),
+                    "AUROC": f"{sum(values) / len(values):.3f}",
+                    "difference": _text(results.difference(name, data, row)),
+                }
+            )
+    return found
+
+
+def _text(found: Difference | str | None) -> str | None:
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if isinstance(found, Difference) else found
+
+
+def plot(found: list[dict[str, object]], data: str, path: Path) -> None:
+    """AUROC against the milliseconds of an image in a batch."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row in found:
+        place = (float(str(row[f"ms, in {BATCH}"])), float(str(row["AUROC"])))
+        axes.scatter(*place, s=25, marker="s" if "DN2" in str(row["model"]) else "o", color="black")
+        axes.annotate(str(row["model"]), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"milliseconds an image, OpenVINO f32, one thread, batches of {BATCH}")
+    axes.set_ylabel(f"image AUROC, {data}")
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    """Print the table and draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="folder of the comparison's results")
+    parser.add_argument("--data", default="VOC uni-class, fresh")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Table([options.results])
+    with TemporaryDirectory() as scratch:
+        found = rows(results, price(results, options.repeats, Path(scratch)), options.data)
+    print(describe(1))
+    print(f"Differences to {results.comparison.reference} on {options.data}")
+    print(table(found))
+    if options.plot:
+        plot(found, options.data, options.plot)
+
+
+if __name__ == "__main__":
+    main()
