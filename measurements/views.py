@@ -51,7 +51,9 @@ def operations(module: torch.nn.Module, image: torch.Tensor, part: str = "") -> 
     """Multiplications and additions of an image, in the modules directly below a part."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         module(image)
-    counts = {name.partition(".")[2].rpartition("."): sum(of.values()) for name, of in counter.get_flop_counts().items()}
+    counts = {
+        name.partition(".")[2].rpartition("."): sum(of.values()) for name, of in counter.get_flop_counts().items()
+    }
     return sum(count for (above, _, name), count in counts.items() if above == part and name)
 
 

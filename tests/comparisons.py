@@ -19,9 +19,11 @@ def make_scores(seed, shift, images=200, noise=None):
     return pd.DataFrame({"image_path": paths, "label": labels.astype(int), "score": score + shift * labels})
 
 
-def write_results(folder, scores, models=("DN2", "A"), categories=("dog", "cat"), seeds=(0, 1), papers=None, settings=None, **changes):
-    """``scores`` maps (model, category, seed) to a table, an error text, or nothing; ``settings`` are the models' own."""
-    settings = settings or dict.fromkeys(models, {"class_path": "M", "init_args": {}})
+def write_results(
+    folder, scores, models=("DN2", "A"), categories=("dog", "cat"), seeds=(0, 1), papers=None, settings=None, **changes
+):
+    """``scores`` maps (model, category, seed) to a table, an error text, or nothing; ``settings`` are the models'."""
+    settings = settings or {model: {"class_path": "M", "init_args": {}} for model in models}
     cells = [
         Cell(model, "VOC", category, seed, settings[model], {}, {}, "cpu")
         for model in models

@@ -104,7 +104,13 @@ def test_every_import_order(fakes: Path, order: str) -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("order", ["import anomalib.data, anomalib.models", "from anomalib_defend import Defend"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param("import anomalib.data, anomalib.models", marks=pytest.mark.slow),
+        "from anomalib_defend import Defend",
+    ],
+)
 def test_import_orders_with_anomalib_itself(order: str) -> None:
     check = CHECK + (
         "assert 'defend' in anomalib.models.list_models()\n"
@@ -182,6 +188,7 @@ print(json.dumps([(time.process_time() - between) / (between - start), events]))
     assert all(events == [] for _, events in runs)
 
 
+@pytest.mark.slow
 def test_works_without_sockets() -> None:
     code = f"""
 {INSTALL}

@@ -142,12 +142,14 @@ def test_an_error_of_ours_is_its_sentence(terminal):
     assert "Traceback" not in str(screen)
 
 
+@pytest.mark.slow
 def test_a_misspelt_option(terminal):
     screen = terminal("--model.backbon", "x")
     assert screen.status == 2
     assert screen.lines[-1] == "Did you mean 'backbone'?"
 
 
+@pytest.mark.slow
 def test_the_help_explains_every_option(tmp_path):
     """``anomalib train --model.help Defend``: beside each option the sentence that its docstring has for it."""
     screen = Screen([sys.executable, "-c", SCRIPT, "train", "--model.help", "Defend"], tmp_path)

@@ -94,6 +94,7 @@ def test_connections_are_noticed_in_every_process(machine):
     assert "getaddrinfo a.test 80" in machine.connections[0]
 
 
+@pytest.mark.slow
 def test_importing_connects_to_nothing(machine):
     machine.python("import anomalib_defend.models, anomalib_defend.data, anomalib_defend.post_processing")
     assert machine.connections == []

@@ -97,6 +97,7 @@ def test_package_comes_from_where_it_was_installed(installed: Environment) -> No
     assert Path(found) == source / "anomalib_defend" / "__init__.py"
 
 
+@pytest.mark.slow
 def test_the_comparisons_are_found_by_name_outside_a_checkout(installed: Environment) -> None:
     printed = installed.command("benchmark", "run", "digits", "--dry-run").stdout
     assert printed.startswith("digits: 15 cells, 0 finished.")

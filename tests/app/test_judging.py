@@ -20,7 +20,9 @@ def judge(trained):
     return Judge(trained / "model.ckpt")
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "openvino", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["checkpoint", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("openvino", "onnx"))]
+)
 def test_scores_are_the_engines(trained, images, judge, kind) -> None:
     model = ObjectPrototypes.load_from_checkpoint(trained / "model.ckpt", map_location="cpu").eval()
     if kind != "checkpoint":

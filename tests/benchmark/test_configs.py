@@ -24,7 +24,11 @@ COUNTS = {  # categories of each data set
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, marks=[] if file.stem in {"reduced", "voc"} else pytest.mark.slow) for file in FILES],
+    ids=lambda file: file.stem,
+)
 def test_it_parses_and_builds(file, monkeypatch):
     create = timm.create_model  # anomalib's models fetch their weights when they are built
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **kwargs: create(name, **kwargs))

@@ -244,6 +244,7 @@ def clothing(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_real_clothing(clothing, caplog):
     caplog.set_level(logging.INFO)
     datamodule = build(fashion(clothing, 9, setting="leave_one_out"))

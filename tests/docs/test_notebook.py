@@ -44,6 +44,7 @@ def run_cells(cells: list[str]) -> None:
         exec(compile(code, FILE.name, "exec"), names)  # noqa: S102
 
 
+@pytest.mark.slow
 def test_its_cells_with_less_training(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]

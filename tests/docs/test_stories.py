@@ -85,6 +85,7 @@ def run_programs(document: str) -> int:
     return len(programs)
 
 
+@pytest.mark.slow
 def test_the_readme(folder, capsys):
     assert follow_all("README.md", folder) == ["train", "predict", "export", "train", "test", "export"]
     assert (folder / "results" / "weights" / "openvino" / "model.xml").is_file()

@@ -26,6 +26,7 @@ def test_memory_is_read_whenever_enough_images_were_seen():
     assert growth({10: 200.0, 20: 100.0, 30: 300.0}) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASUREMENTS[:-1])
 def test_training_and_prediction(name):
     readings = measure(name, images=60, every=20)

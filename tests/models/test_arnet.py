@@ -182,6 +182,7 @@ class Watch(Callback):
         self.losses.append(trainer.callback_metrics["train_loss_epoch"].item())
 
 
+@pytest.mark.slow
 def test_training_restores_the_normal_and_not_the_novel(make_data, make_engine):
     data, watch = make_data(), Watch()
     engine, model = make_engine(callbacks=[watch]), ARNet(**{**TINY, "epochs": 20, "width": 8})

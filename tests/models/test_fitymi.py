@@ -227,6 +227,7 @@ def test_the_memory_holds_the_central_crops_of_the_normal_images(trained):
     torch.testing.assert_close(model.model.encode(images), model.model.normality.memory)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_the_generator_warms_up(make, make_data, make_engine):
     watch = Watch()
     make_engine(callbacks=[watch]).fit(make(stop_step=12, classifier_epochs=1), datamodule=make_data())

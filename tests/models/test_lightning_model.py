@@ -203,7 +203,7 @@ def test_resuming_continues_either_stage(make_model, make_data, make_engine, eve
     assert len(recorder.logged) == 4 - epoch
 
 
-@pytest.mark.parametrize("step", [2, 3, 4, 7])
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 4)), 7])
 def test_resuming_inside_an_epoch_enters_its_stage(make_model, make_data, make_engine, tmp_path, step):
     """Steps 1 to 6 are stage 1, two epochs of three; Lightning starts no new epoch when it resumes inside one."""
     every_step = ModelCheckpoint(dirpath=tmp_path / "steps", filename="{step}", every_n_train_steps=1, save_top_k=-1)

@@ -108,9 +108,9 @@ def exports(objects, tmp_path_factory) -> tuple[Path, Path]:
     return objects.export, first.to_openvino(tmp_path_factory.mktemp("first"))
 
 
-@pytest.mark.parametrize("kind", ["export", "checkpoint"])
-def test_a_model_and_its_first_view(objects, exports, tmp_path, rows, kind, capsys) -> None:
-    full, first = exports if kind == "export" else (objects.checkpoint, objects.checkpoint)
+@pytest.mark.parametrize("kind", [pytest.param("export", marks=pytest.mark.slow), "checkpoint"])
+def test_a_model_and_its_first_view(request, objects, tmp_path, rows, kind, capsys) -> None:
+    full, first = request.getfixturevalue("exports") if kind == "export" else (objects.checkpoint, objects.checkpoint)
     write_images(tmp_path / "images", 40)
     expected = rows(full, tmp_path / "images", out="full.csv", target_fpr=0.3)
     found = rows(full, tmp_path / "images", first_view=first, target_fpr=0.3)

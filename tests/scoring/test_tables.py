@@ -57,7 +57,7 @@ def test_selected_are_those_of_the_procedure(dn2, images, rows, tmp_path) -> Non
     assert marks == ["yes" if each else "no" for each in chosen]
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "export"])
+@pytest.mark.parametrize("kind", ["checkpoint", pytest.param("export", marks=pytest.mark.slow)])
 def test_pictures_are_where_the_table_says(objects, images, rows, tmp_path, kind) -> None:
     (tmp_path / "images" / "0.png").write_text("")
     found = rows(getattr(objects, kind), tmp_path / "images", status=3, maps=tmp_path / "maps")

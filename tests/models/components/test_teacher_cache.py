@@ -230,7 +230,10 @@ def assert_same_weights(first, second, tolerance=0.0):
 
 
 @pytest.mark.parametrize("place", ["ram", "disk"])
-@pytest.mark.parametrize(("num_workers", "options"), [(2, {}), (0, {"masking": "none", "distill_layers": 2})])
+@pytest.mark.parametrize(
+    ("num_workers", "options"),
+    [pytest.param(2, {}, marks=pytest.mark.slow), (0, {"masking": "none", "distill_layers": 2})],
+)
 def test_a_float32_cache_changes_nothing_but_the_number_of_teacher_passes(
     fit, computed, monkeypatch, tmp_path, place, num_workers, options
 ):
@@ -249,6 +252,7 @@ def test_a_float32_cache_changes_nothing_but_the_number_of_teacher_passes(
     assert not files(tmp_path)  # on disk, it is removed at the end
 
 
+@pytest.mark.slow
 def test_half_precision_changes_losses_by_little_and_repeats_bit_for_bit(fit):
     _, plain = fit("off")
     model, record = fit("ram")

@@ -3,8 +3,8 @@
 import sys
 
 import pytest
-from comparisons import make_scores, write_results
 
+from comparisons import make_scores, write_results
 from encoders import MINIATURE
 from measurements import views
 
