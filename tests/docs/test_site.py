@@ -63,7 +63,10 @@ def test_the_search_works_from_the_disk(site, browser):
     with opened(browser, (site / "index.html").as_uri()) as page:
         page.locator("input[name=query]").fill("beta-binomial count of false alarms")
         page.locator(".md-search-result__link").first.wait_for()
-        assert "thresholds.html" in {link.get_attribute("href").partition("?")[0].rpartition("/")[2] for link in page.locator(".md-search-result__link").all()}
+        assert "thresholds.html" in {
+            link.get_attribute("href").partition("?")[0].rpartition("/")[2]
+            for link in page.locator(".md-search-result__link").all()
+        }
 
 
 def test_what_is_foreign_is_seen():

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from anomalib_defend.data.file_names import to_text
 from anomalib_defend.decision.calibration import Calibration
 from anomalib_defend.decision.models import open_model
+from anomalib_defend.files.names import to_text
 from anomalib_defend.post_processing.description import description_path
 
 TABLES = ("test*.csv", "predictions*.csv")
