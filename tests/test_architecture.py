@@ -1,7 +1,8 @@
 """Imports go one way, those for type checkers included, and every folder's docstring is true.
 
-``nn`` <- ``models/*/torch_model`` <- ``models/components`` <- ``models/*``. Data and models do not see each other,
-models never import each other, and the trainer is known to ``models/components`` alone.
+``nn`` <- ``models/*/torch_model`` <- ``models/components`` <- ``models/*``; ``files`` is below
+all that know files. Data and models do not see each other, models never import each other, and the trainer is known to
+``models/components`` alone.
 """
 
 import ast
@@ -56,6 +57,8 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
         return True
     if path in {"_autoload.py", "__init__.py"}:  # run at every start of the interpreter
         return path == "__init__.py" and within(name, *own("data", "models", "_version"))  # for type checkers
+    if part == "files":
+        return within(name, *own("files")) or name == "torchvision.datasets.folder.IMG_EXTENSIONS"
     if part == "nn":
         return top in ARITHMETIC or within(name, *own("nn"))
     if part == "models" and Path(path).name in NETWORKS:

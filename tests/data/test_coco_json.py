@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anomalib_defend.data.coco import read_instances
-from anomalib_defend.data.file_names import category_name, composed
+from anomalib_defend.files.names import category_name, composed
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
 unused = st.dictionaries(

@@ -14,7 +14,7 @@ from names import file_names
 from PIL import Image
 
 from anomalib_defend.data import SemanticFolder
-from anomalib_defend.data.file_names import category_name, is_hidden
+from anomalib_defend.files.names import category_name, is_hidden
 from miniatures import write_folder
 
 NAMES = ("cat", "dog", "fox")

@@ -12,7 +12,7 @@ from names import file_names
 from PIL import Image
 
 from anomalib_defend import PredictFolder
-from anomalib_defend.data.file_names import is_hidden
+from anomalib_defend.files.names import is_hidden
 from miniatures import write_folder
 
 

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import torch
 
-from anomalib_defend.data.file_names import to_text
 from anomalib_defend.decision.table import (
     COLUMNS,
     Row,
@@ -17,6 +16,7 @@ from anomalib_defend.decision.table import (
     to_box,
     write_header,
 )
+from anomalib_defend.files.names import to_text
 
 ISSUE = "path, score, label, raw_score, p_value, threshold, true_label, categories, box, picture, error"
 

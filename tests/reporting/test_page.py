@@ -61,6 +61,18 @@ def test_a_page_without_labels(tmp_path) -> None:
     assert "20 images could be read no more" in page
 
 
+def test_the_seed_of_a_run(tmp_path) -> None:
+    for name, content, seed, known in (
+        ("drawn", {"seed": 3, "arguments": {"seed": None}}, "3", True),
+        ("a model without one", {"seed": None, "arguments": {"backbone": "x"}}, "none, nothing is drawn", True),
+        ("not kept", {"seed": None}, None, False),
+    ):
+        write_run(tmp_path / name, make_rows(20), **content)
+        run = find_run(tmp_path / name)
+        assert dict(run.facts()).get("Seed") == seed, name
+        assert ("seed" not in run.unknown()) == known, name
+
+
 def test_a_run_of_an_older_version(tmp_path) -> None:
     """No description: the configuration tells the model, and a calibration what to expect."""
     table = write_run(tmp_path / "run", make_rows(20))

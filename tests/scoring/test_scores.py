@@ -11,8 +11,8 @@ from anomalib.deploy import OpenVINOInferencer
 from PIL import Image
 
 from anomalib_defend import DN2, ObjectPrototypes
-from anomalib_defend.data.file_names import from_text
 from anomalib_defend.decision.conformal import p_values
+from anomalib_defend.files.names import from_text
 from anomalib_defend.post_processing.description import description_path
 from anomalib_defend.scoring import exported
 from anomalib_defend.scoring.checkpoint import CheckpointScorer

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from anomalib_defend.data.file_names import is_image
+from anomalib_defend.files.names import is_image
 
 from .judging import Judge, Judged
 from .view import HEAD, View, view

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anomalib_defend.data.file_names import to_text
 from anomalib_defend.decision.command import describe
+from anomalib_defend.files.names import to_text
 from anomalib_defend.visualization.picture import Finding, draw_picture
 from anomalib_defend.visualization.visualizer import read_reduced
 

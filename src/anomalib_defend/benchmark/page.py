@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from anomalib_defend.data.file_names import to_text
 from anomalib_defend.decision.table import Row
+from anomalib_defend.files.names import to_text
 from anomalib_defend.reporting.pictures import encoded
 from anomalib_defend.reporting.rendering import write_page
 

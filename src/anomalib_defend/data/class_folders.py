@@ -12,10 +12,10 @@ from rich.progress import track
 
 from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import scratch_folder
-from anomalib_defend.data.file_names import category_name, is_hidden
 from anomalib_defend.data.image_files import list_images, warn_of_other_formats
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
+from anomalib_defend.files.names import category_name, is_hidden
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from msgspec import Struct
 
 from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import Source, fetch_folder
-from anomalib_defend.data.file_names import category_name, composed, is_hidden, to_text
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
 from anomalib_defend.data.text_files import read_utf8
+from anomalib_defend.files.names import category_name, composed, is_hidden, to_text
 
 logger = logging.getLogger(__name__)
 

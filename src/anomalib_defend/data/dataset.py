@@ -15,8 +15,8 @@ from PIL import ExifTags, Image
 from rich.progress import track
 from torchvision.transforms.v2 import Transform
 
-from anomalib_defend.data.file_names import to_text
-from anomalib_defend.data.same_files import File
+from anomalib_defend.files.equal import File
+from anomalib_defend.files.names import to_text
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomalib_defend.data.dataset import shortened_paths
-from anomalib_defend.data.file_names import composed, is_hidden, is_image, is_other_format, to_text
+from anomalib_defend.files.names import composed, is_hidden, is_image, is_other_format, to_text
 
 logger = logging.getLogger(__name__)
 

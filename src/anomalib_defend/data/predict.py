@@ -9,10 +9,10 @@ from anomalib.data.utils import LabelName
 from pandas import DataFrame
 
 from anomalib_defend.data.dataset import SemanticDataset, inspect_files, warn_of_rotation
-from anomalib_defend.data.file_names import on_disk, to_text
 from anomalib_defend.data.image_files import list_images, warn_of_other_formats
 from anomalib_defend.data.semantic import OnError
 from anomalib_defend.data.workers import NUM_WORKERS
+from anomalib_defend.files.names import on_disk, to_text
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 from pandas import DataFrame, concat
 
 from anomalib_defend.data.dataset import shortened_paths
-from anomalib_defend.data.file_names import category_name
-from anomalib_defend.data.same_files import File
+from anomalib_defend.files.equal import File
+from anomalib_defend.files.names import category_name
 from anomalib_defend.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)

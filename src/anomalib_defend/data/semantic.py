@@ -23,7 +23,6 @@ from anomalib_defend.data.dataset import (
     warn_of_rotation,
 )
 from anomalib_defend.data.drawing import permutation, subsample
-from anomalib_defend.data.file_names import category_name, is_hidden, on_disk, to_text
 from anomalib_defend.data.protocol import (
     Annotations,
     Setting,
@@ -37,8 +36,9 @@ from anomalib_defend.data.protocol import (
     resolve_categories,
     with_category_names,
 )
-from anomalib_defend.data.same_files import File, equal_files, find_files, spelled_as
 from anomalib_defend.data.workers import NUM_WORKERS
+from anomalib_defend.files.equal import File, equal_files, find_files, spelled_as
+from anomalib_defend.files.names import category_name, is_hidden, on_disk, to_text
 
 logger = logging.getLogger(__name__)
 

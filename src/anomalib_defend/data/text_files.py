@@ -4,7 +4,7 @@ import codecs
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from anomalib_defend.data.file_names import to_text
+from anomalib_defend.files.names import to_text
 
 _MARKS = {  # the longer ones first: UTF-32's begins like UTF-16's
     codecs.BOM_UTF8: "UTF-8",

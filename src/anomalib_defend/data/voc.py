@@ -9,10 +9,10 @@ from typing import Any, Literal
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from anomalib_defend.data.download import Source, fetch_folder
-from anomalib_defend.data.file_names import Spellings, composed, is_hidden, to_text
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
 from anomalib_defend.data.text_files import read_lines, read_xml
+from anomalib_defend.files.names import Spellings, composed, is_hidden, to_text
 
 logger = logging.getLogger(__name__)
 

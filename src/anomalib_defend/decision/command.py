@@ -113,7 +113,7 @@ def describe(calibration: Calibration) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
-    from anomalib_defend.data.file_names import is_image  # noqa: PLC0415 - anomalib
+    from anomalib_defend.files.names import is_image  # noqa: PLC0415 - torchvision
 
     if not folder.is_dir():
         msg = f"calibrate={str(folder)!r} is no folder: give one of normal images that trained nothing."

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from anomalib_defend.data.file_names import to_text
+from anomalib_defend.files.names import to_text
 
 from .conformal import select
 
@@ -164,7 +164,7 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
 
 
 def read_table(path: Path) -> list[Row]:
-    """Read a table back; names stay as they are written, ``data.file_names.from_text`` opens them.
+    """Read a table back; names stay as they are written, ``files.names.from_text`` opens them.
 
     Raises:
         FileNotFoundError: If there is none.

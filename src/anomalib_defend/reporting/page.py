@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomalib_defend.data.file_names import to_text
 from anomalib_defend.data.protocol import SEPARATOR
 from anomalib_defend.decision.table import box_text, read_table
+from anomalib_defend.files.names import to_text
 
 from . import figures
 from .pictures import chosen, encoded, is_mistake

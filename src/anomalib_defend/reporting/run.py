@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from anomalib_defend.data.file_names import to_text
 from anomalib_defend.decision.calibration import Calibration
 from anomalib_defend.decision.models import open_model
+from anomalib_defend.files.names import to_text
 from anomalib_defend.post_processing.description import description_path
 
 TABLES = ("test*.csv", "predictions*.csv")
@@ -40,6 +40,14 @@ class Run:
         names = data.get("categories") or data.get("category") or []
         return [str(name) for name in (names if isinstance(names, list) else [names])]
 
+    @property
+    def seed(self) -> int | str | None:
+        """That of the run; a model without such an argument draws nothing."""
+        arguments = self.content.get("arguments") or {}
+        if self.content.get("seed") is not None:
+            return int(self.content["seed"])
+        return arguments.get("seed") if "seed" in arguments or not arguments else "none, nothing is drawn"
+
     def facts(self) -> list[tuple[str, str]]:
         """Names and values of what is known."""
         content, data = self.content, self.content.get("data") or {}
@@ -52,7 +60,7 @@ class Run:
             "Images of each split": "; ".join(splits),
             "Validation images behind the threshold": self.calibration and f"{self.calibration.count} normal ones",
             "target_fpr": self.calibration and f"{self.calibration.target_fpr:g}",
-            "Seed": content.get("seed") if content.get("seed") is not None else arguments.get("seed"),
+            "Seed": self.seed,
             "Checkpoint": content.get("checkpoint"),
             "Started": content.get("started"),
             "Duration": f"{content['seconds']:g} s" if "seconds" in content else None,
@@ -71,7 +79,7 @@ class Run:
             "encoder": (content.get("arguments") or {}).get("backbone"),
             "data": content.get("data"),
             "counts of the splits": (content.get("data") or {}).get("splits"),
-            "seed": content.get("seed", (content.get("arguments") or {}).get("seed")),
+            "seed": self.seed,
             "versions": content.get("versions"),
             "time": content.get("started"),
             "command line": content.get("command"),

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomalib_defend.data.dataset import DEEP, is_deep, reason
-from anomalib_defend.data.file_names import on_disk
+from anomalib_defend.files.names import on_disk
 
 
 class UnusableImageError(ValueError):

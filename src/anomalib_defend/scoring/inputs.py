@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from anomalib_defend.data.file_names import on_disk, to_text
 from anomalib_defend.data.image_files import walk_images
+from anomalib_defend.files.names import on_disk, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from anomalib_defend.data.file_names import from_text, to_text
 from anomalib_defend.decision.table import COLUMNS, MARKS, Row, cells, to_row
+from anomalib_defend.files.names import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from anomalib_defend.data.file_names import to_text
 from anomalib_defend.decision.conformal import check_share
+from anomalib_defend.files.names import to_text
 from anomalib_defend.post_processing.description import Run, description_path
 
 from .finish import check_format, write_table

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +11,8 @@ from anomalib.data import AnomalibDataset
 from pandas import DataFrame
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from anomalib_defend.files.equal import equal_files, find_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -80,22 +79,14 @@ def find_images(
 
 def _shared(paths: Iterable[Path], images: Iterable[str]) -> list[Path]:
     """Those of the paths that lead to one of the images, or have the same bytes as one."""
-    known = {Path(image).resolve() for image in images}
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for image in known:
-        if image.is_file():
-            by_size[image.stat().st_size].append(image)
-
-    @cache
-    def content(path: Path) -> bytes:
-        return hashlib.sha256(path.read_bytes()).digest()
-
-    def is_known(path: Path) -> bool:
-        return path.resolve() in known or any(
-            content(path) == content(image) for image in by_size.get(path.stat().st_size, ())
-        )
-
-    return [path for path in paths if is_known(path)]
+    ours, theirs = find_files(map(str, paths)), find_files(images)
+    known = {file.key for file in theirs.values()}
+    files = {file.key: file for file in (*ours.values(), *theirs.values())}
+    keys = {file.path: file.key for file in files.values()}
+    for group in equal_files(files.values()):
+        if any(keys[path] in known for path in group):
+            known.update(keys[path] for path in group)
+    return [path for path in paths if (file := ours.get(str(path))) and file.key in known]
 
 
 def _problem(path: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalib_defend.data.file_names import (
+from anomalib_defend.files.names import (
     Spellings,
     category_name,
     from_text,

@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomalib_defend.data import same_files
 from anomalib_defend.data.protocol import AnnotatedImage, make_samples, one_row_a_file
-from anomalib_defend.data.same_files import equal_files, find_files
+from anomalib_defend.files import equal
+from anomalib_defend.files.equal import equal_files, find_files
 
 FILES = 4
 KINDS = ("plain", "link", "hard link", "..", "folder's link", "link to a link")
@@ -125,7 +125,7 @@ def test_what_it_costs(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, counted)
 
     for name in ("_ends", "_whole"):
-        count(same_files, name)
+        count(equal, name)
     count(os, "stat")
     files = find_files(str(tmp_path / name) for name in os.listdir(tmp_path))  # noqa: PTH208
     assert calls == {"stat": 51}

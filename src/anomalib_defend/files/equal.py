@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from anomalib_defend.data.file_names import Spellings
+from anomalib_defend.files.names import Spellings
 
 _END = 4096  # bytes at either end of a file: enough to tell most images of equal size apart
 
