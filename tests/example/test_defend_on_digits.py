@@ -13,6 +13,7 @@ from measurements.export import VARIANTS, compare
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 def test_novel_scenes_are_found_also_after_export(tmp_path):
     config = yaml.safe_load(CONFIG.read_text())

@@ -242,6 +242,7 @@ def test_other_weights_in_a_checkpoint_are_refused(trained, defend_checkpoint, t
 # ------------------------------------------------------------------------------------------------------- exports
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
