@@ -18,6 +18,7 @@ from anomalib_defend.decision.table import COLUMNS
 from anomalib_defend.scoring import cluster, partitions
 from anomalib_defend.scoring.cluster import score_on_ray
 from anomalib_defend.scoring.inputs import Inputs
+from anomalib_defend.scoring.models import Model
 from anomalib_defend.scoring.partitions import Partitions
 from anomalib_defend.scoring.run import score
 from miniatures import write_images
@@ -65,7 +66,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> OneProcess:
         yield one
 
     monkeypatch.setattr(cluster, "_ray", here)
-    monkeypatch.setattr(cluster, "_import_ray", lambda _address: None)
+    monkeypatch.setattr(cluster, "import_ray", lambda _address: None)
     return one
 
 
@@ -186,6 +187,15 @@ def test_addresses_are_files_of_any_file_system(dn2, folder, read, ray, tmp_path
     monkeypatch.setitem(sys.modules, "pyarrow.fs", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'anomalib-defend\[parquet\]'"):
         Inputs(["gs://bucket/images"])
+
+
+def test_models_of_one_core_do_not_all_sit_on_the_first(dn2, monkeypatch) -> None:
+    """OpenVINO pins the threads of each process from the first core on."""
+    monkeypatch.setattr("anomalib_defend.scoring.exported.usable_cores", lambda: 2)
+    for cores, pinned in ((1, False), (2, True)):
+        judge = Model(dn2.export, None, None, None, cores=cores).judge(None, Path())
+        compiled = judge._scorer._requests.get().get_compiled_model()  # type: ignore[attr-defined]
+        assert compiled.get_property("ENABLE_CPU_PINNING") is pinned
 
 
 def test_target_fdr_tells_the_bound(dn2, folder, read, ray, capsys) -> None:

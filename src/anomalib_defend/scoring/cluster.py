@@ -68,7 +68,7 @@ def score_on_ray(
     if out.endswith(FORMATS):
         msg = f"--out {to_text(out)}: --engine ray writes a folder of Parquet files, so give it the name of a folder."
         raise ValueError(msg)
-    _import_ray(address)
+    import_ray(address)
     shares = {"target_fpr": target_fpr, "target_fdr": target_fdr}
     check_share(**{name: value for name, value in shares.items() if value is not None})
     opened = Model(model, None, target_fpr, hint, cores=1)
@@ -186,7 +186,7 @@ class Scorer:
         return {"images": len(paths)}
 
 
-def _import_ray(address: str | None) -> None:
+def import_ray(address: str | None) -> None:
     """Import Ray Data, which reads its environment as it is imported.
 
     Raises:
