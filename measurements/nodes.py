@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ import torch
 from anomalib.engine import Engine
 from torch.utils.data import DataLoader, DistributedSampler
 
-import anomalib_defend.models.defend.torch_model as defend
 from anomalib_defend import DN2, Defend, ObjectPrototypes, SemanticVOC
 from anomalib_defend.benchmark.machine import describe
 from anomalib_defend.decision.table import read_table
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NODES = 2
 BATCH = 8  # of each node
 CROPS = 4
+DEFEND: Any = import_module("anomalib_defend.models.defend.torch_model")
 ENCODER = "vit_digits_patch8_96"
 RUNS = ("one process", "another order", "two nodes")
 
@@ -46,7 +47,7 @@ RUNS = ("one process", "another order", "two nodes")
 def make_model(name: str) -> Any:
     """The model that all runs train."""
     if name == "Defend":
-        epochs = {"dense_epochs": 1, "distill_epochs": 2}
+        epochs: dict[str, Any] = {"dense_epochs": 1, "distill_epochs": 2}
         return Defend(
             ENCODER, num_crops=CROPS, student_lr=1e-3, seed=0, teacher_cache="disk", visualizer=False, **epochs
         )
@@ -100,10 +101,10 @@ def same_chance(run: str) -> None:
         assert found is not None  # noqa: S101 - there are nodes
         return found
 
-    boxes, patches = defend.sample_boxes, defend.sample_patches
+    boxes, patches = DEFEND.sample_boxes, DEFEND.sample_patches
 
     def sample_boxes(count: int, grid: Any, scale: Any, **options: Any) -> torch.Tensor:
-        each = 1 if scale == defend.VIEW_SCALE else CROPS
+        each = 1 if scale == DEFEND.VIEW_SCALE else CROPS
 
         def draw(own: slice) -> torch.Tensor:
             number = len(range(count // each)[own])
@@ -111,9 +112,9 @@ def same_chance(run: str) -> None:
 
         return in_nodes(count // each, draw).flatten(0, 1)
 
-    defend.sample_boxes = sample_boxes
-    defend.sample_patches = lambda weights, number: in_nodes(len(weights), lambda own: patches(weights[own], number))
-    defend.DROP_PATH_RATE = 0.0
+    DEFEND.sample_boxes = sample_boxes
+    DEFEND.sample_patches = lambda weights, number: in_nodes(len(weights), lambda own: patches(weights[own], number))
+    DEFEND.DROP_PATH_RATE = 0.0
 
 
 def train(name: str, run: str, voc: str, out: Path) -> None:

@@ -60,6 +60,7 @@ class OneProcess:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> OneProcess:
     one = OneProcess()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as an actor sets it in its own process
 
     @contextmanager
     def here(_address: str | None) -> Any:
@@ -148,6 +149,17 @@ def test_a_killed_run_goes_on(dn2, folder, read, ray, tmp_path, capsys) -> None:
         read(dn2.checkpoint, folder, target_fpr=0.3)
 
 
+def test_what_another_has_written_is_noticed(dn2, folder, read, ray, tmp_path) -> None:
+    ray.stop_after = 3
+    with pytest.raises(MemoryError):
+        read(dn2.checkpoint, folder)
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    parquet.write_table(parquet.read_table(parts[0]).slice(1), parts[0])
+    ray.stop_after = 1000
+    with pytest.raises(ValueError, match="has 49 rows, but 50 images were listed"):
+        read(dn2.checkpoint, folder)
+
+
 def test_a_run_that_dies_while_it_lists_lists_anew(dn2, folder, read, ray, tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Partitions, "describe", lambda *_: 1 / 0)
@@ -156,7 +168,7 @@ def test_a_run_that_dies_while_it_lists_lists_anew(dn2, folder, read, ray, tmp_p
     assert len(read(dn2.checkpoint, folder)) == 50
 
 
-def test_a_partition_that_is_there_is_not_scored_again(dn2, folder, tmp_path) -> None:
+def test_a_partition_that_is_there_is_not_scored_again(dn2, folder, tmp_path, ray) -> None:
     """As after a machine's loss, where what has come of it is not known."""
     run = Partitions(str(tmp_path / "out"))
     assert run.begin(map(str, sorted(folder.iterdir()))) == (1, 50)

@@ -63,7 +63,7 @@ def score_on_ray(
         FileExistsError: If something else is in the folder.
         FileNotFoundError: If there is no such model, or no such image.
         ModuleNotFoundError: If Ray is not installed.
-        ValueError: If an argument does not fit, or a run that was begun was another.
+        ValueError: If an argument does not fit, a run that was begun was another, or something else has written there.
     """
     if out.endswith(FORMATS):
         msg = f"--out {to_text(out)}: --engine ray writes a folder of Parquet files, so give it the name of a folder."
@@ -91,6 +91,12 @@ def score_on_ray(
     _run(folder, opened, content, address)
     tally = Tally(opened.calibration)
     folder.count(content["partitions"], tally)
+    if tally.images != content["listed"]:
+        msg = (
+            f"{to_text(out)} has {tally.images} rows, but {content['listed']} images were listed: something else has "
+            "written there. Remove it, and score anew."
+        )
+        raise ValueError(msg)
     folder.describe({**started.content(), **opened.content(), **content, "images": tally.content()})
     folder.tidy()
     for line in _told(tally, opened, content, started):
