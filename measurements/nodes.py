@@ -44,12 +44,12 @@ ENCODER = "vit_digits_patch8_96"
 RUNS = ("one process", "another order", "two nodes")
 
 
-def make_model(name: str) -> Any:
+def make_model(name: str, cache: str) -> Any:
     """The model that all runs train."""
     if name == "Defend":
         epochs: dict[str, Any] = {"dense_epochs": 1, "distill_epochs": 2}
         return Defend(
-            ENCODER, num_crops=CROPS, student_lr=1e-3, seed=0, teacher_cache="disk", visualizer=False, **epochs
+            ENCODER, num_crops=CROPS, student_lr=1e-3, seed=0, teacher_cache=cache, visualizer=False, **epochs
         )
     return {"DN2": DN2, "ObjectPrototypes": ObjectPrototypes}[name](ENCODER, visualizer=False)
 
@@ -117,12 +117,12 @@ def same_chance(run: str) -> None:
     DEFEND.DROP_PATH_RATE = 0.0
 
 
-def train(name: str, run: str, voc: str, out: Path) -> None:
+def train(name: str, run: str, cache: str, voc: str, out: Path) -> None:
     """Train and test in this process, and save what has come of it."""
     torch.set_num_threads(1)
     same_chance(run)
     several = run == "two nodes"
-    model = make_model(name)
+    model = make_model(name, cache)
     data = (SemanticVOC if several else OneProcessVOC)(
         voc, category="three", train_batch_size=BATCH, eval_batch_size=BATCH, num_workers=0
     )
@@ -145,10 +145,10 @@ def train(name: str, run: str, voc: str, out: Path) -> None:
     (out / f"rank{rank}.json").write_text(json.dumps(facts))
 
 
-def launch(name: str, run: str, voc: Path, out: Path) -> None:
+def launch(name: str, run: str, cache: str, voc: Path, out: Path) -> None:
     """Train in processes of their own: one, or by a launch of torchrun for each node."""
     out.mkdir(parents=True)
-    arguments = ["-m", "measurements.nodes", "--train", name, run, str(voc), str(out)]
+    arguments = ["-m", "measurements.nodes", "--train", name, run, cache, str(voc), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
     commands = [[sys.executable, *arguments]]
     if run == "two nodes":
@@ -175,6 +175,7 @@ class Result:
         self.facts = json.loads((out / "rank0.json").read_text())
         (found,) = out.rglob("test.csv")
         self.rows = read_table(found)
+        self.left = len(list(out.rglob("teacher_cache")))
 
     def values(self) -> dict[str, torch.Tensor]:
         """All numbers, in groups."""
@@ -208,11 +209,11 @@ def difference(values: torch.Tensor, expected: torch.Tensor) -> float:
     return float((values - expected)[known].abs().max() / expected[known].abs().max()) if known.any() else 0.0
 
 
-def compare(name: str, voc: Path, folder: Path) -> str:
+def compare(name: str, cache: str, voc: Path, folder: Path) -> str:
     """The table of one model."""
     results = {}
     for run in RUNS:
-        launch(name, run, voc, folder / name / run)
+        launch(name, run, cache, voc, folder / name / run)
         results[run] = Result(folder / name / run)
     one, order, nodes = (results[run] for run in RUNS)
     assert nodes.facts["world"] == len(nodes.states) == NODES  # noqa: S101 - else nothing was measured
@@ -232,6 +233,7 @@ def compare(name: str, voc: Path, folder: Path) -> str:
         ),
         f"test: rows of {one.facts['test']} images": lambda found: len(found.rows),
         "test: different ones": lambda found: len({row.path for row in found.rows}),
+        "caches left on the disk": lambda found: found.left,
     }
     rows += [{name: what, **{run: tell(found) for run, found in others.items()}} for what, tell in told.items()]
     first, second = (state.values() for state in nodes.states)
@@ -244,18 +246,19 @@ def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser("python -m measurements.nodes", description=__doc__)
     parser.add_argument("--models", nargs="+", default=["Defend", "DN2", "ObjectPrototypes"])
-    parser.add_argument("--train", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--cache", default="disk", choices=["disk", "ram", "off"], help="of the teacher of Defend")
+    parser.add_argument("--train", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
-        name, run, voc, out = arguments.train
-        train(name, run, voc, Path(out))
+        name, run, cache, voc, out = arguments.train
+        train(name, run, cache, voc, Path(out))
         return
     print(f"Machine: {describe(1)}. Largest differences to one process, as shares of the largest number.", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         voc = write_voc(folder / "data", normal="three", seed=0)
         for name in arguments.models:
-            print(f"\n{compare(name, voc, folder)}", flush=True)
+            print(f"\n{compare(name, arguments.cache, voc, folder)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import forked
 from anomalib_defend.commands import main
 from anomalib_defend.decision import select
 from anomalib_defend.decision.table import COLUMNS
-from anomalib_defend.scoring import cluster, partitions
+from anomalib_defend.scoring import cluster, exported, partitions
 from anomalib_defend.scoring.cluster import score_on_ray
 from anomalib_defend.scoring.inputs import Inputs
 from anomalib_defend.scoring.models import Model
@@ -210,12 +211,14 @@ def test_models_of_one_core_do_not_all_sit_on_the_first(dn2, monkeypatch) -> Non
         assert compiled.get_property("ENABLE_CPU_PINNING") is pinned
 
 
-def test_target_fdr_tells_the_bound(dn2, folder, read, ray, capsys) -> None:
-    found = read(dn2.checkpoint, folder, target_fdr=0.999)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--target-fdr 0.999 selects")]
+def test_target_fdr_tells_the_bound(dn2, folder, read, ray, capsys, monkeypatch) -> None:
+    ranks = np.array([9, 1, 2, 12, 15, 1, 18, 19])  # of the images of each batch
+    monkeypatch.setattr(exported, "p_values", lambda raw, normal: ranks[: len(raw)] / (len(normal) + 1))
+    found = read(dn2.export, folder, target_fdr=0.4)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--target-fdr 0.4 selects")]
     bound = float(line.rstrip(".").rpartition(" ")[2])
     values = [1.0 if row["p_value"] is None else row["p_value"] for row in found]
-    assert [value < bound for value in values] == select(values, 0.999).tolist()
+    assert [value < bound for value in values] == select(values, 0.4).tolist()
     assert 0 < sum(value < bound for value in values) < 50
 
 
