@@ -44,7 +44,7 @@ ENCODER = "vit_digits_patch8_96"
 RUNS = ("one process", "another order", "two nodes")
 
 
-def make_model(name: str, cache: str) -> Any:
+def make_model(name: str, cache: Any) -> Any:
     """The model that all runs train."""
     if name == "Defend":
         epochs: dict[str, Any] = {"dense_epochs": 1, "distill_epochs": 2}
