@@ -43,7 +43,7 @@ $(VENV)/.installed-quickstart: pyproject.toml src/anomalib_defend_autoload.pth |
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[openvino,app,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) --editable '.[openvino,app,scale,dev]'
 	@touch $@ $(VENV)/.installed-quickstart $(VENV)/.installed-docs
 
 $(VENV)/.installed-docs: pyproject.toml src/anomalib_defend_autoload.pth | $(BIN)/python

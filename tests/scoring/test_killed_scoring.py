@@ -165,21 +165,29 @@ def score_in_process(checkpoint: str, folder: str, out: str) -> None:
     run.score(Path(checkpoint), [folder], Path(out), target_fdr=0.2)
 
 
+def written(part: Path) -> bytes:
+    """What is there; nothing once the process has finished the table, which may be at any moment."""
+    try:
+        return part.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def test_killed_again_and_again(dn2, tmp_path) -> None:
     paths = write_images(tmp_path / "images", 60)
     arguments = (str(dn2.checkpoint), str(tmp_path / "images"))
     out, part = tmp_path / "out.csv", tmp_path / "out.csv.part"
     kills, rng = 0, np.random.default_rng(1)
     while not out.exists():
-        before = part.read_bytes().count(b"\n") if part.exists() else 0
+        before = written(part).count(b"\n")
         process = forked.start(score_in_process, *arguments, str(out))
         wanted = before + rng.integers(3, 20)
-        while process.is_alive() and not (part.exists() and part.read_bytes().count(b"\n") >= wanted):
+        while process.is_alive() and written(part).count(b"\n") < wanted:
             time.sleep(0.002)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
-            part.write_bytes(part.read_bytes()[: -rng.integers(1, 30)] if part.exists() else b"")
+            part.write_bytes(written(part)[: -rng.integers(1, 30)])
         assert forked.wait(process) in {0, -signal.SIGKILL}
         assert kills < 30
     assert kills > 2

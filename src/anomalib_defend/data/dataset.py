@@ -24,6 +24,7 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  
 
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 DEEP = "anomalib would clip its 16-bit or float values, convert it to 8 bits per channel"
+EMPTY = "the file is empty"
 _SHOW_PROGRESS = 2000  # files
 
 
@@ -134,7 +135,7 @@ def is_deep(image: Image.Image) -> bool:
 
 def reason(path: str, error: Exception) -> str:
     """Return in words why a file could not be read."""
-    return "the file is empty" if Path(path).is_file() and not Path(path).stat().st_size else str(error)
+    return EMPTY if Path(path).is_file() and not Path(path).stat().st_size else str(error)
 
 
 def _has_ending(path: str, ending: bytes) -> bool:

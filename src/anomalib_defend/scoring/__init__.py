@@ -2,5 +2,6 @@
 
 Reading order: `inputs` (which images), `images` (from file to pixels), `exported` and `checkpoint` (from pixels to a
 scored batch), `pipeline` (all of it at once), `journal` (rows on disk, which a killed run goes on from), `finish` (the
-table), `tally` and `validity` (what is said of all images), `run` (the command).
+table), `tally` and `validity` (what is said of all images), `run` (the command). `remote` knows other file systems than
+the local one; `partitions` and `cluster` are the same on many machines.
 """

@@ -11,6 +11,7 @@ import torch
 from anomalib.data import ImageBatch
 from torchvision.transforms.v2 import functional as F
 
+from anomalib_defend.data.workers import usable_cores
 from anomalib_defend.decision.conformal import p_values
 from anomalib_defend.decision.exports import OpenVINOGraph, write
 
@@ -72,8 +73,9 @@ class ExportedScorer:
         if self.size is not None:
             model.reshape([-1, 3, *self.size])
         self._names = [next(iter(output.get_names()), "") for output in model.outputs[:-1]]
-        streams = {"NUM_STREAMS": str(parallel), "INFERENCE_NUM_THREADS": parallel}
-        compiled = _compiled(model, hint, **streams)
+        # pinned threads begin with the first core, and those of the next process of this machine do so, too
+        streams = {"NUM_STREAMS": str(parallel), "ENABLE_CPU_PINNING": parallel >= usable_cores()}
+        compiled = _compiled(model, hint, INFERENCE_NUM_THREADS=parallel, **streams)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(parallel):
             self._requests.put(compiled.create_infer_request())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from anomalib_defend.decision.table import MARKS, SELECTED, open_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .journal import Journal
 
@@ -57,7 +57,7 @@ def write_table(journal: Journal, out: Path, is_selected: Callable[[float | None
             writer.writerow(columns)
             writer.writerows([row[name] for name in columns] for row in rows)
     else:
-        _write_parquet(draft, columns, rows)
+        write_parquet(draft, columns, rows)
     draft.replace(out)
 
 
@@ -71,8 +71,14 @@ def _rows(
         yield row
 
 
-def _write_parquet(path: Path, columns: list[str], rows: Iterator[dict[str, str]]) -> None:
-    """The same cells: numbers as float64, all others as text, empty ones as null."""
+def write_parquet(file: Any, columns: Sequence[str], rows: Iterator[dict[str, str]]) -> None:
+    """Write the cells of a CSV table: numbers as float64, all others as text, empty ones as null.
+
+    Args:
+        file: A path, or an open file.
+        columns: Their names.
+        rows: By column.
+    """
     import pyarrow as pa  # noqa: PLC0415 - optional extra
     from pyarrow import parquet  # noqa: PLC0415 - optional extra
 
@@ -83,7 +89,7 @@ def _write_parquet(path: Path, columns: list[str], rows: Iterator[dict[str, str]
             return None
         return float(text) if name in _NUMBERS else text
 
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(file, schema) as writer:
         while group := list(islice(rows, _ROWS)):
             arrays = {name: [value(name, row[name]) for row in group] for name in columns}
             writer.write_table(pa.table(arrays, schema=schema))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_defend.data.dataset import DEEP, is_deep, reason
+from anomalib_defend.data.dataset import DEEP, EMPTY, is_deep, reason
 from anomalib_defend.files.names import on_disk
+
+from .remote import is_address, read_bytes
 
 
 class UnusableImageError(ValueError):
@@ -20,11 +24,14 @@ class UnusableImageError(ValueError):
 def read(path: str) -> Tensor:
     """Read an image [3, H, W], float32 in [0, 1], as ``anomalib.data.utils.read_image`` does.
 
+    Args:
+        path: Of a file, or an address (``s3://bucket/key``).
+
     Raises:
         UnusableImageError: If it cannot be read.
     """
     try:
-        with Image.open(spelled(path)) as image:
+        with Image.open(opened(path)) as image:
             if is_deep(image):
                 raise UnusableImageError(DEEP)
             pixels = np.array(image.convert("RGB"))
@@ -37,6 +44,27 @@ def read(path: str) -> Tensor:
     return values.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def spelled(path: str) -> str:
-    """The path, or that of the file whose name differs in Unicode's form alone."""
-    return path if Path(path).exists() else str(on_disk(Path(path)))
+def opened(path: str) -> str | BinaryIO:
+    """What Pillow opens: the path, that of the file whose name differs in Unicode's form alone, or an address's file.
+
+    Raises:
+        OSError: If the file of an address cannot be read.
+        UnusableImageError: If it is empty.
+    """
+    if not is_address(path):
+        return path if Path(path).exists() else str(on_disk(Path(path)))
+    content = read_bytes(path)
+    if not content:
+        raise UnusableImageError(EMPTY)
+    return _File(path, content)
+
+
+class _File(io.BytesIO):
+    """Shows its address where Pillow's errors name the file."""
+
+    def __init__(self, address: str, content: bytes) -> None:
+        super().__init__(content)
+        self._address = address
+
+    def __repr__(self) -> str:
+        return repr(self._address)

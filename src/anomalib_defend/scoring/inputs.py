@@ -13,6 +13,8 @@ from typing import IO, TYPE_CHECKING
 from anomalib_defend.data.image_files import walk_images
 from anomalib_defend.files.names import on_disk, to_text
 
+from .remote import check, is_address, list_images
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -30,6 +32,7 @@ class Inputs:
     - A file that ends with ``.txt``, or ``-``, standard input: a list, one path a line, or with a zero byte after each,
       as ``find -print0`` writes them. Relative paths are relative to the working directory.
     - A glob, with ``**`` for folders below, where no file has that name: its files, sorted by name.
+    - An address (``s3://bucket/folder``): a file or a folder of any file system that pyarrow knows.
     - Any other file: an image.
 
     Args:
@@ -37,7 +40,8 @@ class Inputs:
 
     Raises:
         FileNotFoundError: If there is no such file or folder, or a glob finds none.
-        ValueError: If standard input is named twice.
+        ModuleNotFoundError: If an address needs pyarrow, and it is not installed.
+        ValueError: If standard input is named twice, or pyarrow knows no such file system.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -58,6 +62,8 @@ class Inputs:
         for argument in self.arguments:
             if argument == STDIN:
                 yield from read_list(sys.stdin.buffer, "standard input")
+            elif is_address(argument):
+                yield from list_images(argument, self.other_formats)
             elif Path(argument).is_dir():
                 yield from self._folder(argument)
             elif not Path(argument).exists():
@@ -119,6 +125,9 @@ def _globbed(pattern: str) -> list[str]:
 
 def _found(argument: str) -> str:
     path = Path(argument)
+    if is_address(argument):
+        check(argument)
+        return argument
     if argument == STDIN or path.exists():
         return argument
     spelled = on_disk(path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from anomalib_defend.data.workers import usable_cores
 from anomalib_defend.decision.calibration import calibration_path
 from anomalib_defend.decision.models import Checkpoint, Export, open_model
+from anomalib_defend.files.names import to_text
 
 from .judges import FirstViewJudge, Judge
 
@@ -26,14 +26,17 @@ class Model:
         first_view: The model of the first view alone, or None.
         target_fpr: Moves the threshold, unless it is None.
         hint: OpenVINO's precision, or None.
+        cores: That an export uses.
 
     Raises:
         FileNotFoundError: If there is no such model, or no calibration, and one is needed.
         ValueError: If an argument does not fit the model.
     """
 
-    def __init__(self, path: Path, first_view: Path | None, target_fpr: float | None, hint: str | None) -> None:
-        self._opened = open_model(path)
+    def __init__(
+        self, path: Path, first_view: Path | None, target_fpr: float | None, hint: str | None, cores: int
+    ) -> None:
+        self._opened, self._cores = open_model(path), cores
         self.path, self._hint, self._target_fpr = self._opened.path, hint, target_fpr
         if hint is not None and isinstance(self._opened, Checkpoint):
             msg = f"hint={hint!r} is of OpenVINO: give its .xml file."
@@ -56,6 +59,15 @@ class Model:
     def first_view(self) -> Path | None:
         """The file of the first view's model."""
         return None if self._first is None else self._first.path
+
+    def content(self) -> dict[str, Any]:
+        """Plain data for a run's description."""
+        calibration = self.calibration
+        return {
+            "model": type(self).__name__,
+            "checkpoint": to_text(str(self.path)),
+            "calibration": None if calibration is None else calibration.content(),
+        }
 
     def judge(self, maps: Path | None, root: Path) -> Judge:
         """What makes the rows of images, with all views.
@@ -82,7 +94,7 @@ class Model:
         if isinstance(opened, Export):
             from .exported import ExportedScorer  # noqa: PLC0415 - optional extra
 
-            return ExportedScorer(opened, calibration, self._hint, maps=maps, parallel=usable_cores())
+            return ExportedScorer(opened, calibration, self._hint, maps=maps, parallel=self._cores)
         from anomalib_defend.models import ObjectPrototypes  # noqa: PLC0415 - seconds
 
         from .checkpoint import CheckpointScorer  # noqa: PLC0415 - as above
@@ -96,14 +108,18 @@ class Model:
         return CheckpointScorer(model, calibration)
 
 
+def files_of(model: Path) -> list[Path]:
+    """The files that a model is made of."""
+    return [path for path in (model, model.with_suffix(".bin"), calibration_path(model)) if path.is_file()]
+
+
 def digest(model: Path | None) -> str | None:
     """A number of what a model's files hold."""
     if model is None:
         return None
     number = hashlib.blake2b(digest_size=16)
-    for path in (model, model.with_suffix(".bin"), calibration_path(model)):
-        if path.is_file():
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    number.update(block)
+    for path in files_of(model):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                number.update(block)
     return number.hexdigest()

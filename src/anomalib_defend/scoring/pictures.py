@@ -9,7 +9,7 @@ from anomalib_defend.visualization.names import picture_name
 from anomalib_defend.visualization.picture import draw_picture
 from anomalib_defend.visualization.visualizer import SIDE, read_reduced, save
 
-from .images import spelled
+from .images import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def write_pictures(batch: ImageBatch, model: Any, folder: Path, root: Path) -> l
     for path, _, finding in findings(batch, model):
         target = folder / picture_name(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        image, size = read_reduced(spelled(path), SIDE)
+        image, size = read_reduced(opened(path), SIDE)
         save(draw_picture(image, finding, SIDE, size), target)
         names.append((target.relative_to(root) if target.is_relative_to(root) else target).as_posix())
     return names

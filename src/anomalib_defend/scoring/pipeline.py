@@ -34,7 +34,7 @@ class Judged(Protocol):
         """The rows of images that could be read."""
 
 
-def score_rows(paths: Iterable[str], judge: Judged) -> Generator[list[Entry], None, None]:
+def score_rows(paths: Iterable[str], judge: Judged, readers: int | None = None) -> Generator[list[Entry], None, None]:
     """Score images, and yield their rows in order, a batch at a time.
 
     No more images are in memory than a few batches. A file that cannot be read is a row with its error.
@@ -42,6 +42,7 @@ def score_rows(paths: Iterable[str], judge: Judged) -> Generator[list[Entry], No
     Args:
         paths: Of the images.
         judge: Scores them.
+        readers: Threads that read images; by default twice as many as there are cores, since some wait for the disk.
     """
 
     def finish(group: Sequence[tuple[str, Future[Tensor]]]) -> list[Entry]:
@@ -61,8 +62,8 @@ def score_rows(paths: Iterable[str], judge: Judged) -> Generator[list[Entry], No
     threads = torch.get_num_threads()
     running: deque[Future[list[Entry]]] = deque()
     ahead: deque[list[tuple[str, Future[Any]]]] = deque()
-    # as many threads again as there are cores: some of them wait for the disk
-    decoders = ThreadPoolExecutor(2 * usable_cores(), "decode", initializer=torch.set_num_threads, initargs=(1,))
+    readers = readers or 2 * usable_cores()
+    decoders = ThreadPoolExecutor(readers, "decode", initializer=torch.set_num_threads, initargs=(1,))
     scorers = ThreadPoolExecutor(judge.parallel, "score")
     try:
         while True:

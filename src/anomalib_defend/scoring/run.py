@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from anomalib_defend.data.workers import usable_cores
 from anomalib_defend.decision.conformal import check_share
 from anomalib_defend.files.names import to_text
 from anomalib_defend.post_processing.description import Run, description_path
 
 from .finish import check_format, write_table
-from .inputs import Inputs
+from .inputs import STDIN, Inputs
 from .journal import Journal, refuse_other, write_json
 from .models import Model, digest
 from .pipeline import score_rows
+from .remote import is_address
 from .sample import Sample
 from .tally import Tally
-from .validity import LEVELS, counted, sentence
+from .validity import answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,7 +46,8 @@ def score(
 
     Args:
         model: An OpenVINO export (.xml), a checkpoint (.ckpt), or a folder with one export.
-        paths: Folders, images, globs, lists of paths (.txt), or "-" for a list on standard input.
+        paths: Folders, images, addresses of either (``s3://...``), globs, lists of paths (.txt), or "-" for a list on
+            standard input.
         out: The table, .csv or .parquet.
         target_fpr: Share of new normal images that may be called novel; the model's own by default.
         target_fdr: Mark the images, in a last column ``selected``, of which a share of at most this is expected to be
@@ -69,14 +72,14 @@ def score(
         msg = "--maps and --first-view: a picture shows all views. Leave one of them out."
         raise ValueError(msg)
     inputs = Inputs(paths)
-    opened = Model(model, first_view, target_fpr, hint)
+    opened = Model(model, first_view, target_fpr, hint, usable_cores())
     if opened.calibration is None and target_fdr is not None:
         msg = f"--target-fdr needs p-values. {opened.missing}"
         raise ValueError(msg)
     settings = {
         "table": to_text(out.name),
         "model": digest(opened.path),
-        "paths": [path if path == "-" else to_text(str(Path(path).absolute())) for path in paths],
+        "paths": paths_of(paths),
         **shares,
         "hint": hint,
         "maps": None if maps is None else to_text(str(maps.absolute())),
@@ -143,16 +146,9 @@ class _Scoring:
             threading.Thread(target=count, daemon=True).start()
 
     def _write(self, journal: Journal) -> None:
-        tally, calibration = self.tally, self.calibration
-        content = {
-            **self.started.content(),
-            "model": type(self.model).__name__,
-            "checkpoint": to_text(str(self.model.path)),
-            "calibration": None if calibration is None else calibration.content(),
-            "images": {"scored": tally.images - tally.errors, "errors": tally.errors, "novel": tally.novel},
-            "settings": self.settings,
-        }
-        write_json(description_path(self.out), content)
+        tally = self.tally
+        content = {**self.started.content(), **self.model.content(), "images": tally.content()}
+        write_json(description_path(self.out), {**content, "settings": self.settings})
         rank = None if self.target_fdr is None else tally.selects(self.target_fdr)
         write_table(journal, self.out, None if rank is None else lambda value: tally.is_selected(value, rank))
         journal.remove()
@@ -160,21 +156,12 @@ class _Scoring:
     def _told(self) -> Iterator[str]:
         """What is said of all images."""
         tally = self.tally
-        seconds = self.started.content()["seconds"]
-        yield f"{tally.images} images in {seconds:.0f} s: {tally.novel} novel, {tally.errors} with an error."
-        if tally.errors:
-            yield "The column error says why."
-        if self.inputs.other_formats:
-            formats = ", ".join(f"{number} {suffix}" for suffix, number in sorted(self.inputs.other_formats.items()))
-            yield f"Not looked at, since anomalib does not read their format: {formats}."
+        yield from tally.told(self.started.content()["seconds"], self.inputs.other_formats)
         if self.stops_early and tally.p_values:
             share = 100 * tally.stopped / tally.p_values
             yield f"The first view alone decided {tally.stopped} of {tally.p_values} images ({share:.0f} %)."
         if self.calibration is not None:
-            counts = [counted(level, *self._at_most(level), self.calibration.count) for level in LEVELS]
-            known = [count for count in counts if count is not None]
-            if known:
-                yield sentence(known, self.model.path)
+            yield from filter(None, [answer(self._at_most, self.calibration.count, self.model.path)])
         yield f"Written: {to_text(str(self.out))}"
 
     def _at_most(self, level: float) -> tuple[int, int]:
@@ -195,6 +182,11 @@ class _Scoring:
             computed = [entry for batch in batches for entry in batch]
         known = [entry for entry in entries if not entry.upper_bound]
         return [entry.row.p_value for entry in known + computed if entry.row.p_value is not None]
+
+
+def paths_of(arguments: Sequence[str]) -> list[str]:
+    """The images of a run, whatever its working directory."""
+    return [path if path == STDIN or is_address(path) else to_text(str(Path(path).absolute())) for path in arguments]
 
 
 def _description(out: Path) -> dict[str, Any]:

@@ -9,6 +9,10 @@ import numpy as np
 from anomalib_defend.decision.conformal import cutoff
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
     from anomalib_defend.decision.calibration import Calibration
 
     from .journal import Entry
@@ -35,6 +39,27 @@ class Tally:
         self.stopped += entry.upper_bound
         if row.p_value is not None:
             self._counts[self._rank(row.p_value)] += 1
+
+    def add_many(self, images: int, errors: int, novel: int, p_values: NDArray[np.float64]) -> None:
+        """Count rows of which no score is an upper bound, by their numbers and their p-values."""
+        self.images += images
+        self.errors += errors
+        self.novel += novel
+        if len(p_values):
+            self._counts += np.bincount(np.rint(p_values * self._levels).astype(int), minlength=len(self._counts))
+
+    def content(self) -> dict[str, int]:
+        """Plain data for a run's description."""
+        return {"scored": self.images - self.errors, "errors": self.errors, "novel": self.novel}
+
+    def told(self, seconds: float, other_formats: Mapping[str, int]) -> Iterator[str]:
+        """What is said of all images, line by line."""
+        yield f"{self.images} images in {seconds:.0f} s: {self.novel} novel, {self.errors} with an error."
+        if self.errors:
+            yield "The column error says why."
+        if other_formats:
+            formats = ", ".join(f"{number} {suffix}" for suffix, number in sorted(other_formats.items()))
+            yield f"Not looked at, since anomalib does not read their format: {formats}."
 
     @property
     def p_values(self) -> int:

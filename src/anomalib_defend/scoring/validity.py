@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from anomalib_defend.decision.conformal import allowed_rank, count_above, expected_count
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from anomalib_defend.decision.conformal import Expected
@@ -48,8 +49,21 @@ def counted(level: float, found: int, images: int, validation: int) -> Count | N
     return Count(level, found, images, expected_count(validation, rank, images), chance)
 
 
+def answer(at_most: Callable[[float], tuple[int, int]], validation: int, model: Path) -> str | None:
+    """The one line that answers the question; None where nothing is known.
+
+    Args:
+        at_most: How many p-values are at most a level, and of how many.
+        validation: Number n of normal validation images.
+        model: That scored.
+    """
+    counts = [counted(level, *at_most(level), validation) for level in LEVELS]
+    known = [count for count in counts if count is not None]
+    return sentence(known, model) if known else None
+
+
 def sentence(counts: list[Count], model: Path) -> str:
-    """The one line that answers the question."""
+    """The one line, of counts."""
     told = "; ".join(
         f"{count.found} of {count.images} p-values are at most {count.level:g} (of normal images "
         f"{count.expected.mean:.0f}, 95 % interval {count.expected.low:.0f} to {count.expected.high:.0f})"

@@ -7,7 +7,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -135,7 +135,7 @@ def _with_text(png: bytes, name: str, words: str) -> bytes:
     return png[:head] + framed + png[head:]
 
 
-def read_reduced(path: str, side: int) -> tuple[Image.Image, tuple[int, int]]:
+def read_reduced(path: str | BinaryIO, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """Read an image as the model sees it (no EXIF rotation), a large JPEG file at a lower resolution.
 
     Returns:

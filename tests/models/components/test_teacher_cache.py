@@ -2,7 +2,10 @@
 
 import logging
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from anomalib_defend.models.components.teacher_cache import (
     fingerprint,
     reserve,
 )
+from anomalib_defend.models.components.teacher_pass import TeacherPass
 from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.nn.distance import TeacherOutput, TeacherShape
 from rounding import A_SHARE_OF_ADAMS_STEP, rounding
@@ -36,6 +40,14 @@ def make(tmp_path):
         return TeacherCache(file, PATHS, layout), file
 
     return _make
+
+
+class Paths(list):
+    """A run's images, as far as their cache knows them."""
+
+    def __init__(self):
+        super().__init__(PATHS)
+        self.paths = PATHS
 
 
 def output(images, attention=True, layers=2):
@@ -69,6 +81,36 @@ def test_processes_that_map_the_same_file_share_the_rows_even_when_it_has_no_nam
     written = output(5)
     cache.write(0, written)
     assert torch.equal(other.read(PATHS, CPU).layers[1], written.layers[1].half())
+
+
+def test_two_nodes_on_one_machine_have_a_file_each(tmp_path, monkeypatch):
+    """As two launches of torchrun with --nnodes 2 on one machine."""
+    monkeypatch.setattr(teacher_pass, "RAM", tmp_path)
+    monkeypatch.setattr(teacher_pass, "reason_against", lambda *_: "")
+    monkeypatch.setattr(teacher_pass.uuid, "uuid4", lambda: SimpleNamespace(hex="0f"))  # the first node's, broadcast
+    barrier = threading.Barrier(2, timeout=20)
+
+    def node(rank):
+        run = SimpleNamespace(
+            images=Paths(),
+            local_rank=0,
+            node_rank=rank,
+            broadcast=lambda value: value,
+            barrier=barrier.wait,
+            shared_folder=tmp_path,
+        )
+        keeper = TeacherPass("ram", TeacherShape(2, patches=3, channels=4, attention=True))
+        keeper.announce(run, 2)
+        assert keeper.open(run, torch.nn.Identity(), [])
+        keeper._cache.write(0, outputs[rank])
+        barrier.wait()
+        return keeper.read(PATHS, CPU)
+
+    outputs = [output(5), output(5)]
+    with ThreadPoolExecutor(2) as nodes:
+        for found, written in zip(nodes.map(node, range(2)), outputs, strict=True):
+            assert torch.equal(found.layers[0], written.layers[0].half())
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_read_is_a_copy(make):

@@ -92,7 +92,8 @@ class TeacherPass:
         assert self._layout is not None  # noqa: S101 - for the type checker
         paths, first = run.images.paths, run.local_rank == 0
         if self._place == "ram":
-            file = RAM / run.broadcast(f"anomalib-defend-{uuid.uuid4().hex}")
+            name = run.broadcast(f"anomalib-defend-{uuid.uuid4().hex}")
+            file = RAM / f"{name}-{run.node_rank}"  # what is launched as several nodes may be one machine
         else:
             loader = run.images.loader
             settings = (self._layout, run.transform, run.images.dataset.augmentations, *how)
