@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from comparisons import make_scores, write_results
 from PIL import Image
 
 from anomalib_defend.benchmark.page import cost_plot, mistaken
@@ -13,6 +12,7 @@ from anomalib_defend.benchmark.table import Table
 from anomalib_defend.benchmark.verdict import verdict
 from anomalib_defend.commands import main
 from browsing import check_both_colour_schemes, opened, refused_by
+from comparisons import make_scores, write_results
 
 EVIL = '<img onerror="document.title=1" src=x>'
 

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from comparisons import make_scores, write_results
 from sklearn.metrics import roc_auc_score
 
 from anomalib_defend.benchmark.images import wrong_shares
@@ -18,6 +17,7 @@ from anomalib_defend.benchmark.statistics import difference, pair
 from anomalib_defend.benchmark.table import Table
 from anomalib_defend.commands import main
 from anomalib_defend.decision.ranking import auroc
+from comparisons import make_scores, write_results
 
 
 @pytest.fixture
