@@ -104,13 +104,8 @@ def test_every_import_order(fakes: Path, order: str) -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        pytest.param("import anomalib.data, anomalib.models", marks=pytest.mark.slow),
-        "from anomalib_defend import Defend",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["import anomalib.data, anomalib.models", "from anomalib_defend import Defend"])
 def test_import_orders_with_anomalib_itself(order: str) -> None:
     check = CHECK + (
         "assert 'defend' in anomalib.models.list_models()\n"

@@ -379,6 +379,7 @@ def jpeg_cifar10(tmp_path_factory):
     return folder / "cifar10"
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_counts_of_the_real_images(jpeg_cifar10, caplog):
     caplog.set_level(logging.INFO)

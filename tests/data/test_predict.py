@@ -83,6 +83,7 @@ def test_whatever_the_names(names):
             assert set(scored(folder)) == expected
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, monkeypatch):
     """A folder whose name anomalib refuses, a file whose name is not UTF-8, and one that is broken."""
     from anomalib.cli.cli import AnomalibCLI

@@ -115,6 +115,7 @@ def test_a_quick_run_writes_its_figures_and_none_has_become_slow(tmp_path):
     assert all(0.2 < share <= 1.05 for share in shares.values()), shares  # 5 % are noise
 
 
+@pytest.mark.slow
 def test_stage_1_takes_less_memory_than_published():
     model = random_model(DIGITS).model
     images = random_images(16, model.image_size)

@@ -36,6 +36,7 @@ def fitted(model, folder: Path):
     return state_of(model)
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(sorted(MODELS)), calls=st.lists(st.sampled_from(MORE_CALLS), min_size=2, max_size=3))
 def test_a_training_after_any_calls_is_that_of_a_fresh_model(folder: Path, fresh, name: str, calls) -> None:
     data = make_data(folder / "images")

@@ -100,6 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(sorted(MODELS)), told=pairs())
 def test_the_last_finished_epoch_is_on_disk(folder: Path, name: str, told: dict[str, Any]) -> None:
     runs = folder / "runs" / str(len(list((folder / "runs").glob("*"))))

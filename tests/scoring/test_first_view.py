@@ -141,6 +141,7 @@ def test_a_model_and_its_first_view(request, objects, tmp_path, rows, kind, caps
     assert len(read_table(tmp_path / "all.csv")) == 40
 
 
+@pytest.mark.slow
 def test_what_has_no_first_view_says_so(objects, dn2, images, rows, tmp_path) -> None:
     with pytest.raises(ValueError, match="no checkpoint of ObjectPrototypes"):
         rows(dn2.checkpoint, *images, first_view=dn2.checkpoint)
