@@ -119,9 +119,8 @@ def test_your_images(folder, capsys):
 
 @pytest.mark.slow
 def test_deployment(folder, capsys):
-    (training, *_) = (
-        command for command in command_lines() if command.document == "docs/your_images.md" and "Defend" in command.words
-    )
+    of_the_page = (command for command in command_lines() if command.document == "docs/your_images.md")
+    (training, *_) = (command for command in of_the_page if "Defend" in command.words)
     follow(training, folder)
     miniatures.write_folder(folder, categories=["new_normal_images"], number=20)
     shutil.copy(folder / "some" / "folder" / "00.jpg", folder / "photo.jpg")
