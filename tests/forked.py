@@ -47,7 +47,7 @@ def wait(process: Any) -> int:
         process.join()
     told = process.output.read_text()
     process.output.unlink()
-    if process.exitcode > 0:
+    if process.exitcode:
         print(told[-3000:])
     return process.exitcode
 
