@@ -1,5 +1,6 @@
 """Processes for tests, forked from one that has imported everything: anomalib takes seconds to import each time."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -83,4 +84,5 @@ def _become(
     file = os.open(output, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    faulthandler.dump_traceback_later(SECONDS - 10)  # where it hangs
     function(*arguments)
