@@ -14,7 +14,7 @@ from torch import nn
 from anomalib_defend import SemanticFolder
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.models.components.stage import Stage, Step
-from anomalib_defend.models.components.stage_runner import check_max_epochs
+from anomalib_defend.models.components.trainer_limits import check_max_epochs
 from anomalib_defend.nn.encoder import DataConfig
 
 

@@ -1,0 +1,70 @@
+"""What a trainer may be told: limits that leave nothing to train, or do not fit the stages, are refused at once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lightning.pytorch import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_to_train_nothing(trainer: Trainer) -> None:
+    """Lightning would end such a run at once, without a checkpoint and without a word.
+
+    Raises:
+        ValueError: If a limit of the trainer is 0, or all of its time is over.
+    """
+    limits = [name for name in ("limit_train_batches", "max_epochs", "max_steps") if getattr(trainer, name) == 0]
+    reasons = [f"trainer.{name}=0" for name in limits] + ["trainer.max_time, which is over,"] * trainer.should_stop
+    if reasons:
+        msg = f"{reasons[0]} leaves nothing to train: leave it out, or raise it."
+        raise ValueError(msg)
+
+
+def check_validation_limit(trainer: Trainer) -> None:
+    """Lightning refuses a share of less than one batch in the first epoch that is validated, however late that is.
+
+    Raises:
+        MisconfigurationException: Lightning's own, before the first step.
+    """
+    if trainer.enable_validation and trainer.val_dataloaders is None:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
+
+
+def check_max_epochs(max_epochs: int | None, lengths: Mapping[str, int], first_epoch: int = 0) -> int:
+    """The one policy for ``trainer.max_epochs``: unset, the total, or fewer that leave the last stage an epoch.
+
+    Args:
+        max_epochs: What the user gave.
+        lengths: Epochs of the stages, by the argument that sets them.
+        first_epoch: In which the first of them began.
+
+    Raises:
+        ValueError: If the limit would cut the last stage off, or asks for more epochs than the stages have.
+    """
+    *_, last = lengths
+    total = first_epoch + sum(lengths.values())
+    least = total - lengths[last] + 1
+    if max_epochs is None or not least <= max_epochs <= total:
+        what = " + ".join(f"{name}={epochs}" for name, epochs in lengths.items())
+        msg = (
+            f"trainer.max_epochs={max_epochs} does not fit {what}: leave it out, or set it to a number from {least} to "
+            f"{total} to stop early. For more epochs, raise model.{last}."
+        )
+        raise ValueError(msg)
+    if max_epochs < total:
+        logger.warning(
+            "trainer.max_epochs=%d stops the training early, before the end of its schedule of %d epochs. To train for "
+            "fewer epochs, lower model.%s.",
+            max_epochs,
+            total,
+            last,
+        )
+    return max_epochs
