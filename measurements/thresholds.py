@@ -86,14 +86,16 @@ def false_alarms(pool: Pool, count: int, target_fpr: float) -> str:
 
 def validity(pool: Pool, count: int) -> str:
     """A table's row: the most by which the share of normal photographs with p <= t exceeds t, over every t."""
-    rng, shares = np.random.default_rng(3), np.zeros(count)
+    rng, shares = np.random.default_rng(3), []
     levels = np.arange(1, count + 1) / (count + 1)
     for _ in range(DRAWS):
         drawn = rng.permutation(pool.normal)
         values = p_values(drawn[count : count + TEST], drawn[:count])
-        shares += (values[:, None] <= levels + 1e-9).mean(axis=0) / DRAWS
-    worst = int((shares - levels).argmax())
-    return f"{count} | {shares[worst] - levels[worst]:+.3f}, at t = {levels[worst]:.2f}"
+        shares.append((values[:, None] <= levels + 1e-9).mean(axis=0))
+    excess = np.mean(shares, axis=0) - levels
+    worst = int(excess.argmax())
+    error = np.std(shares, axis=0)[worst] / np.sqrt(DRAWS)
+    return f"{count} | {excess[worst]:+.3f} ± {error:.3f}, at t = {levels[worst]:.2f}"
 
 
 def discoveries(pool: Pool, count: int, target_fdr: float, normal: int = 140, novel: int = 60) -> str:

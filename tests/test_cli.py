@@ -15,6 +15,7 @@ import anomalib_defend.data  # the bare names, also where the package is not ins
 import anomalib_defend.models
 import forked
 import miniatures
+from anomalib_defend.decision import select
 from anomalib_defend.nn.vit import create_vit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -97,10 +98,20 @@ def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
 def test_nearest_neighbours(anomalib, voc, weights):
     encoder = ["--model.backbone", "vit_digits_patch8_96", "--model.weights", weights, "--model.image_size", "32"]
     data = ["--data", "SemanticVOC", "--data.root", voc, "--data.category", "dog", "--data.num_workers", "0"]
-    train = anomalib("train", "--model", "DN2", *encoder, *data, *TRAINER)
-    test = anomalib("test", "--model", "DN2", *data, "--ckpt_path", train.engine.best_model_path, *TRAINER)
+    train = anomalib("train", "--model", "DN2", *encoder, *data, "--model.target_fpr", "0.5", *TRAINER)
+    table = "--trainer.callbacks"  # in place of the one that every run writes
+    test = anomalib(
+        "test", "--model", "DN2", *data, "--ckpt_path", train.engine.best_model_path, "--model.target_fpr", "0.05",
+        table, "anomalib_defend.post_processing.PredictionTable", f"{table}.novel_first", "true",
+        f"{table}.target_fdr", "0.9", *TRAINER,
+    )  # fmt: skip
     trained, tested = (run.engine.trainer.callback_metrics["image_AUROC"] for run in (train, test))
     assert trained == tested
+    known = train.model.post_processor.calibration
+    found = pd.read_csv(Path(test.engine.trainer.default_root_dir) / "test-1.csv")  # beside the training's test.csv
+    assert found.threshold.unique() == pytest.approx([known.moved(0.05).image.threshold])  # 0.05 is the default's value
+    assert found.raw_score.is_monotonic_decreasing
+    assert (found.selected == "yes").tolist() == select(found.p_value, 0.9).tolist()
 
 
 def test_several_categories(anomalib, voc):

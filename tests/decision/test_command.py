@@ -1,8 +1,10 @@
 """``anomalib-defend threshold`` on checkpoints and exports: told, moved, computed anew."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anomalib.data import InferenceBatch
@@ -140,7 +142,31 @@ def test_an_export_is_calibrated_in_its_own_arithmetic(tmp_path, images, suffix,
         for file in sorted(images.iterdir())
     ]
     assert sum(labels) == 1  # floor(13 * 0.2) - 1 of the images themselves lie above
-    assert threshold(new, calibrate=images, output=tmp_path / f"again{suffix}")  # the rate is known now
+    hint = "f32" if suffix == ".xml" else None
+    again = threshold(new, calibrate=images, hint=hint, output=tmp_path / f"again{suffix}")  # the rate is known now
+    anew = Calibration.load(calibration_path(again))
+    assert f"{hint or 'default'} precision" in anew.arithmetic
+    np.testing.assert_allclose(anew.image.normal_scores, calibration.image.normal_scores, atol=1e-3 if half else 0)
+
+
+@pytest.mark.slow
+def test_an_export_of_8_bits_takes_a_threshold_of_its_own(tmp_path) -> None:
+    pytest.importorskip("nncf")
+    miniatures.write_folder(tmp_path / "data", ["dog"], 160)
+    images = miniatures.write_folder(tmp_path / "new", ["dog"], 30) / "dog"
+    data = SemanticFolder(tmp_path / "data", "dog", num_workers=0)
+    model = DN2(**{**TINY, "pre_trained": True}, visualizer=False)
+    engine = Engine(default_root_dir=tmp_path / "run", accelerator="cpu", devices=1, enable_progress_bar=False)
+    engine.fit(model, datamodule=data)
+    path = model.to_openvino(tmp_path, compression_type="int8_ptq", datamodule=data)
+    assert "FakeQuantize" in path.read_text()
+    new = threshold(path, target_fpr=0.2, calibrate=images, hint="f32")
+    level = Calibration.load(calibration_path(new)).image
+    found = [outputs(new, torch.as_tensor(read_image(file, as_tensor=True))[None].numpy()) for file in images.iterdir()]
+    scores = np.sort([each["pred_score"].item() for each in found])
+    np.testing.assert_allclose(scores, level.scaled(level.normal_scores), atol=1e-3)
+    novel = sum(bool(each["pred_label"].item()) for each in found)
+    assert novel in {5, 6}  # floor(31 * 0.2) - 1 of the images themselves; rounding may add the one at the threshold
 
 
 def test_a_graph_that_is_not_ours_is_refused(tmp_path) -> None:
@@ -233,6 +259,24 @@ def test_an_old_checkpoint_says_what_is_missing_and_can_be_calibrated(checkpoint
     calibration = DN2.load_from_checkpoint(new).post_processor.calibration
     assert calibration.count == 12
     assert calibration.target_fpr == 0.05
+
+
+def test_the_engine_takes_the_moved_threshold_or_one_for_that_call_alone(checkpoint, tmp_path, images) -> None:
+    """As anomalib's command line with ``--model.target_fpr`` or without; what is the default counts as given, too."""
+    saved = threshold(checkpoint, target_fpr=0.4, calibrate=images)
+    before, known = saved.read_bytes(), DN2.load_from_checkpoint(saved).post_processor.calibration
+    assert (known.count, known.target_fpr) == (12, 0.4)
+    data = SemanticFolder(tmp_path / "data", "dog", num_workers=0, val_split_ratio=0.5)
+    for action, given in (("test", None), ("test", 0.2), ("predict", None), ("predict", 0.05)):
+        folder = tmp_path / f"{action} {given}"
+        engine = Engine(default_root_dir=folder, accelerator="cpu", devices=1, enable_progress_bar=False)
+        getattr(engine, action)(DN2(**TINY, target_fpr=given, visualizer=False), datamodule=data, ckpt_path=saved)
+        (table,) = folder.rglob("*.csv")
+        expected = known if given is None else known.moved(given)
+        assert pd.read_csv(table).threshold.unique() == pytest.approx([expected.image.threshold])
+        assert Calibration.from_content(json.loads(table.with_suffix(".json").read_text())["calibration"]) == expected
+    assert saved.read_bytes() == before
+    assert sorted(tmp_path.rglob("*.ckpt")) == sorted([checkpoint, saved])
 
 
 def test_the_command_line(tmp_path, capsys) -> None:

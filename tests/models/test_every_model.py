@@ -336,6 +336,15 @@ def test_the_last_finished_epoch_is_on_disk(fitted, tmp_path):
         assert any(not differing(state_of(model), state) for state in complete), name
 
 
+def test_validation_images_choose_nothing_but_the_threshold(fitted, tmp_path):
+    """Without them there is none, and all else is the same bits: no epoch, no layout and no block comes from them."""
+    model = fitted.row.build()
+    make_engine(tmp_path, limit_val_batches=0).fit(model, datamodule=fitted.data)
+    names = differing(fitted.state, state_of(model))
+    assert "post_processor._image_threshold" in names
+    assert all(name.startswith("post_processor.") for name in names)
+
+
 def test_fast_dev_run(fitted, tmp_path):
     model, engine = fitted.row.build(), make_engine(tmp_path, fast_dev_run=True)
     engine.fit(model, datamodule=fitted.data)

@@ -125,13 +125,15 @@ def test_a_run_that_is_stopped_leaves_what_it_had(trainer, tmp_path) -> None:
     assert pd.read_csv(tmp_path / "predictions.csv").path.tolist() == ["a.png"]
 
 
-def test_sorted_selected_and_with_errors(trainer, tmp_path) -> None:
+def test_sorted_selected_and_with_errors(trainer, tmp_path, caplog) -> None:
     table = PredictionTable(novel_first=True, target_fdr=0.3)
     model = model_of(*[index / 100 for index in range(99)])
     table.on_predict_start(trainer, model)
     table.add_error(1, "broken.png", "the file is empty")
     table._path.unlink()
-    run(table, trainer, model, [0.0, 2.0, 0.5], stage="predict")
+    with caplog.at_level(logging.INFO):
+        run(table, trainer, model, [0.0, 2.0, 0.5], stage="predict")
+    assert "target_fdr=0.3 selects 1 of 3 images." in caplog.messages
     found = pd.read_csv(tmp_path / "predictions.csv")
     assert found.path.tolist() == ["1.png", "2.png", "0.png"]
     assert found.selected.tolist() == ["yes", "no", "no"]

@@ -142,7 +142,7 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         csv.writer(file).writerows(map(cells, rows))
 
 
-def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_fdr: float | None) -> None:
+def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_fdr: float | None) -> int:
     """Add all rows of a table at once.
 
     Args:
@@ -151,6 +151,9 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
         novel_first: Sort them, the most novel first and those without score last.
         target_fdr: With a last column that says which images are selected, so that a share of at most ``target_fdr``
             of them is expected to be normal.
+
+    Returns:
+        How many are selected.
     """
     chosen: Sequence[bool] | None = None
     if target_fdr is not None:
@@ -161,6 +164,7 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
         for index in order:
             mark = [] if chosen is None else [MARKS[bool(chosen[index])]]
             writer.writerow([*cells(rows[index]), *mark])
+    return sum(chosen or ())
 
 
 def read_table(path: Path) -> list[Row]:

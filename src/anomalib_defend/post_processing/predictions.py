@@ -131,7 +131,9 @@ class PredictionTable(EachBatch, Callback):
             return None
         rows = [row for _, row in found]
         if self._waits(trainer):
-            append_chosen(self._path, rows, novel_first=self.novel_first, target_fdr=self.target_fdr)
+            count = append_chosen(self._path, rows, novel_first=self.novel_first, target_fdr=self.target_fdr)
+            if self.target_fdr is not None:
+                logger.info("target_fdr=%g selects %d of %d images.", self.target_fdr, count, len(rows))
         else:
             append(self._path, [row for row in rows if row.error])
         if self._description is not None:

@@ -87,6 +87,8 @@ class NoveltyDetectorMixin(Evaluation):
         if changed or differing(self.state_dict(), state, self._any_size):
             self.model = self.build(state).to(self.device)
         verify_shapes(checkpoint, self.state_dict(), self._any_size)
+        if self.post_processor is not None:  # Lightning's second copy, as of a callback: no threshold is moved there
+            checkpoint.get("callbacks", {}).pop(self.post_processor.state_key, None)
         super().on_load_checkpoint(checkpoint)
         if self._is_fitting:
             self._runner.begin(self.stages())
