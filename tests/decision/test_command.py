@@ -230,7 +230,7 @@ def test_a_checkpoint(checkpoint, tmp_path, images, capsys) -> None:
     model = DN2.load_from_checkpoint(moved)
     assert model.post_processor.calibration == old.post_processor.calibration.moved(0.4)
     assert model.hparams.target_fpr == 0.4
-    assert f"--ckpt_path {moved}" in capsys.readouterr().out
+    assert f"anomalib export --model DN2 --ckpt_path {moved}" in capsys.readouterr().out
     for name, value in old.model.state_dict().items():
         assert torch.equal(value, model.model.state_dict()[name])
 

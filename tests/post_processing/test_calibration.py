@@ -180,7 +180,10 @@ def test_validation_images_that_choose_an_epoch_are_told(caplog) -> None:
 
     assert told("val_score")
     assert not told(None)
+    assert told("val_loss")
+    assert told("image_AUROC")
     assert not told("train_loss")
+    assert not told("dense_loss_epoch")
 
 
 def test_an_interrupted_validation_leaves_nothing() -> None:

@@ -79,7 +79,7 @@ def threshold(
     target_path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(opened, Checkpoint):
         opened.save(target_path, calibration, labels)
-        following = f"anomalib export --model MODEL --ckpt_path {target_path} --export_type openvino"
+        following = f"anomalib export --model {opened.model_name} --ckpt_path {target_path} --export_type openvino"
     else:
         assert calibration is not None  # noqa: S101 - an export has nothing else to change
         opened.save(target_path, calibration, labels)

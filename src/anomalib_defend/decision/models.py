@@ -173,6 +173,13 @@ class Checkpoint:
         """The rate that the threshold is for."""
         return self._processor.target_fpr
 
+    @property
+    def model_name(self) -> str:
+        """The bare name of the model; one of version 0.1 has none in its checkpoint."""
+        from anomalib_defend.models.components.checkpoints import MODEL_KEY  # noqa: PLC0415 - seconds
+
+        return str(self._content.get(MODEL_KEY, "MODEL"))
+
     @cached_property
     def model(self) -> Any:
         """The model, for scoring on the CPU."""

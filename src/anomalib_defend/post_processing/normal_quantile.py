@@ -15,6 +15,11 @@ from .validation import ValidationScores
 logger = logging.getLogger(__name__)
 
 
+def _is_of_training(metric: str) -> bool:
+    """Whether a metric is logged in training, by its name: ``train_...``, or a loss that is not ``val_...``."""
+    return "val" not in metric and ("train" in metric or "loss" in metric)
+
+
 class NormalQuantilePostProcessor(EachBatch, CalibratedPostProcessor):
     """Set the threshold where a share ``target_fpr`` of the normal validation images would be called novel.
 
@@ -71,7 +76,7 @@ class NormalQuantilePostProcessor(EachBatch, CalibratedPostProcessor):
         """Say so when validation images choose something else than the threshold."""
         del pl_module
         monitors = {getattr(callback, "monitor", None) for callback in getattr(trainer, "callbacks", ())}
-        chosen = sorted(str(name) for name in monitors if name and "train" not in str(name))
+        chosen = sorted(str(name) for name in monitors if name and not _is_of_training(str(name)))
         if chosen:
             logger.warning(
                 "A callback monitors %s: validation images that choose an epoch look less novel than new ones. "
