@@ -132,6 +132,24 @@ def test_a_training(terminal, tmp_path):
     assert (run / "test.csv").is_file()
 
 
+@pytest.mark.slow
+def test_a_prediction(terminal, tmp_path, voc):
+    assert terminal("--model.dense_epochs", "0").status == 0
+    ckpt, *_ = (tmp_path / "results").rglob("v0/weights/lightning/model.ckpt")
+    data = ["--data", "PredictFolder", "--data.root", str(voc / "JPEGImages"), "--data.num_workers", "0"]
+    command = [sys.executable, "-c", SCRIPT, "predict", "--model", "Defend", *data, "--ckpt_path", str(ckpt)]
+    screen = Screen(command, tmp_path)
+    assert screen.status == 0
+    assert "Traceback" not in str(screen)
+    ours = [line for line in screen.lines if OUR_LOG.match(line)]
+    assert len(ours) == len(set(ours))
+    *_, pictures, table, checkpoint, following = [line[17:].partition(": ")[0] for line in ours]
+    assert (pictures, table, checkpoint, following) == ("Pictures", "Table", "Checkpoint", "Next")
+    last = screen.lines.index(ours[-1])
+    assert "anomalib export --export_type openvino" in "".join(f"{line:{WIDTH}}" for line in screen.lines[last:])
+    assert len(screen.lines) - last <= 3  # one line, longer than the screen is wide
+
+
 def test_an_error_of_ours_is_its_sentence(terminal):
     screen = terminal("--data.category", "dgo")
     assert screen.status == 1
