@@ -387,6 +387,15 @@ def test_a_logging_that_doubles_nothing_stays_as_it_is(root, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_warnings_are_printed_where_no_logging_was_set_up(root, capsys, monkeypatch):
+    """``anomalib-defend`` sets none up."""
+    monkeypatch.setattr(root, "handlers", [])  # pytest's own
+    for _ in range(2):
+        logging.getLogger("anomalib_defend.data.voc").warning("a warning")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("WARNING a warning\n")) == ("", 1)
+
+
 # ------------------------------------------------------------------------------------------------------- names
 
 

@@ -103,7 +103,7 @@ def _is_parser(code: CodeType) -> bool:
 
 
 class _Screen(logging.Handler):
-    """Prints this package's records where the root logger would print each twice, and repeated warnings once."""
+    """Prints this package's records where the root logger would print each twice or none; repeated warnings once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,8 +117,8 @@ class _Screen(logging.Handler):
         rich = [handler for handler in handlers if type(handler).__module__ == "rich.logging"]
         doubled = bool(plain and rich)
         logging.getLogger(__package__).propagate = not doubled  # which logging reads after this handler
-        if not doubled:
-            return
+        if handlers and not doubled:
+            return  # without any, Python's last resort is not asked, since this handler is there
         for handler in handlers:
             if handler not in {*plain, *rich} and record.levelno >= handler.level:
                 handler.handle(record)
