@@ -71,7 +71,7 @@ quickstart: minutes $(VENV)/.installed-quickstart
 	@echo "Threshold:   0.5 of pred_score; an image above it is novel"
 	@echo "Pictures:    $$(find "$(RUN)/results" -type d -name images -print -quit)"
 	@echo "Model:       $$(find "$(RUN)/openvino" -name '*.xml' -print -quit)"
-	@echo "What next:   $(BIN)/anomalib predict --model Defend --data FOLDER_OF_YOUR_IMAGES --ckpt_path" \
+	@echo "What next:   $(BIN)/anomalib predict --model Defend --data PredictFolder --data.root FOLDER_OF_YOUR_IMAGES --ckpt_path" \
 	    "'$$(find "$(RUN)" -name '*.ckpt' -print -quit)'"
 
 minutes:

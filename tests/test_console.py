@@ -1,5 +1,6 @@
 """What a person sees: the screen of the console scripts, read in a terminal, and what it is made of."""
 
+import builtins
 import inspect
 import logging
 import os
@@ -12,26 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from docstring_parser import parse
+from torch.utils.data import DataLoader, Dataset
 
-import anomalib_defend
-from anomalib_defend import (
-    DN2,
-    FCDD,
-    KDAD,
-    MSAD,
-    PANDA,
-    ARNet,
-    DeepSVDD,
-    Defend,
-    Fitymi,
-    ObjectPrototypes,
-    PredictFolder,
-    SemanticVOC,
-    Transformaly,
-    UniAD,
-    console,
-)
+import anomalib_defend.data
+import anomalib_defend.models
+from anomalib_defend import Defend, console
 from anomalib_defend._autoload import is_console
+from anomalib_defend.data.protocol import Annotations, resolve_categories
 from anomalib_defend.data.workers import NUM_WORKERS, usable_cores
 from anomalib_defend.models.components.arguments import check_choices
 from anomalib_defend.nn.score import anomaly_map
@@ -95,6 +83,16 @@ def terminal(tmp_path, voc):
     return run
 
 
+@pytest.fixture
+def ours(tmp_path):
+    """``anomalib-defend ARGUMENTS`` in a terminal."""
+
+    def run(*arguments, **environment):
+        return Screen([sys.executable, "-m", "anomalib_defend", *arguments], tmp_path, **environment)
+
+    return run
+
+
 # ------------------------------------------------------------------------------------------------- in a terminal
 
 
@@ -132,6 +130,24 @@ def test_a_training(terminal, tmp_path):
     assert ckpt.is_file()
     assert (run / "images").is_dir()
     assert (run / "test.csv").is_file()
+
+
+@pytest.mark.slow
+def test_a_prediction(terminal, tmp_path, voc):
+    assert terminal("--model.dense_epochs", "0").status == 0
+    ckpt, *_ = (tmp_path / "results").rglob("v0/weights/lightning/model.ckpt")
+    data = ["--data", "PredictFolder", "--data.root", str(voc / "JPEGImages"), "--data.num_workers", "0"]
+    command = [sys.executable, "-c", SCRIPT, "predict", "--model", "Defend", *data, "--ckpt_path", str(ckpt)]
+    screen = Screen(command, tmp_path)
+    assert screen.status == 0
+    assert "Traceback" not in str(screen)
+    ours = [line for line in screen.lines if OUR_LOG.match(line)]
+    assert len(ours) == len(set(ours))
+    *_, pictures, table, checkpoint, following = [line[17:].partition(": ")[0] for line in ours]
+    assert (pictures, table, checkpoint, following) == ("Pictures", "Table", "Checkpoint", "Next")
+    last = screen.lines.index(ours[-1])
+    assert "anomalib export --export_type openvino" in "".join(f"{line:{WIDTH}}" for line in screen.lines[last:])
+    assert len(screen.lines) - last <= 3  # one line, longer than the screen is wide
 
 
 def test_an_error_of_ours_is_its_sentence(terminal):
@@ -182,6 +198,19 @@ def test_other_errors_of_ours(terminal, arguments, last):
 
 
 @pytest.mark.slow
+def test_an_error_of_a_process_that_reads_images(terminal, voc):
+    for path in (voc / "JPEGImages").iterdir():
+        content = path.read_bytes()
+        start = content.index(b"\xff\xda") + 4  # of the pixels; the file's end stays
+        path.write_bytes(content[:start] + b"\xff\xd8" * ((len(content) - start) // 2 - 1) + b"\xff\xd9")
+    screen = terminal("--data.num_workers", "1")
+    assert screen.status == 1
+    last = "".join(f"{line:{WIDTH}}" for line in screen.lines[-2:])  # it is longer than the screen is wide
+    assert re.match(r"error: Cannot read image .*\.jpg \(.*\)\. Replace the file, or leave it out with ", last)
+    assert "Traceback (most" not in str(screen)
+
+
+@pytest.mark.slow
 def test_a_variable_brings_the_traceback_back(terminal):
     screen = terminal("--data.category", "dgo", environment={console.TRACEBACK: "1"})
     assert screen.status == 1
@@ -194,6 +223,9 @@ def test_a_variable_brings_the_traceback_back(terminal):
     ("arguments", "last"),
     [
         (["--model", "Defnd"], "Did you mean 'Defend'?"),
+        (["--model", "anomalib_defend.Defnd"], "Did you mean 'Defend'?"),
+        (["--data.categry", "dog"], "Did you mean 'category'?"),
+        (["--data", "SemanticVCO"], "Did you mean 'SemanticVOC'"),
         (["--trainer.maxepochs", "3"], "Did you mean '--trainer.max_epochs' or "),
     ],
 )
@@ -201,6 +233,38 @@ def test_other_misspelt_names(terminal, arguments, last):
     screen = terminal(*arguments, options=[])
     assert screen.status == 2
     assert screen.lines[-1].startswith(last)
+
+
+def test_our_own_program(ours, tmp_path):
+    screen = ours("example", "--root", "scenes")
+    assert screen.status == 0
+    assert len(screen.lines) == len(set(screen.lines))
+    assert "anomalib train --model Defend" in str(screen)
+    assert (tmp_path / "scenes" / "VOC2012").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "last"),
+    [
+        (["example", "--root", "x", "--category", "thre"], 1, "error: normal='thre' .* Did you mean 'three'"),
+        (["score", "model.xml", "photos", "--outt", "x"], 2, r"Did you mean '--out'\?$"),
+        (["reprot", "x"], 2, r"Did you mean 'report'\?$"),
+        pytest.param(["report", "nowhere"], 1, "error: nowhere does not exist: give a run's ", marks=pytest.mark.slow),
+        pytest.param(["benchmark", "run", "vco"], 1, "error: vco is no .* Did you mean 'voc'", marks=pytest.mark.slow),
+    ],
+)
+def test_errors_of_our_own_program(ours, arguments, status, last):
+    screen = ours(*arguments)
+    assert screen.status == status
+    (found,) = (number for number, line in enumerate(screen.lines) if re.match(last.partition(" ")[0], line))
+    assert re.match(last, " ".join(screen.lines[found:]))  # nothing else comes behind
+    assert "Traceback (most" not in str(screen)
+
+
+def test_our_own_program_gives_the_traceback_where_it_is_asked_for(ours):
+    screen = ours("example", "--root", "x", "--category", "thre", **{console.TRACEBACK: "1"})
+    assert screen.status == 1
+    assert "Traceback (most" in str(screen)
 
 
 # ------------------------------------------------------------------------------------------------------- errors
@@ -243,6 +307,39 @@ def test_which_errors_are_worded():
     assert isinstance(of_torch, RuntimeError)
     assert console.worded(of_torch) is None
     assert console.worded(raised(of_a_parser)) is None  # not jsonargparse's
+
+
+class Refusing(Dataset):
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        function, arguments = self.call
+        return function(*arguments)
+
+
+def test_errors_of_other_processes_are_worded():
+    def error(*call):
+        return raised(list, DataLoader(Refusing(*call), num_workers=1))
+
+    found = console.worded(error(resolve_categories, ["dgo"], Annotations(["cat", "dog"], [], {})))
+    assert str(found) == "category: unknown 'dgo'. Did you mean 'dog'? Available are: cat, dog."
+    assert console.worded(error(int, "a")) is None
+    assert console.worded(error(anomaly_map, torch.ones(3), (2, 2), (4, 4))) is None  # torch's, in a line of ours
+    assert console._of_worker(ValueError, "") is None
+
+
+def test_every_error_that_we_raise_is_foreseen():
+    text = "".join(file.read_text() for file in Path(anomalib_defend.__file__).parent.rglob("*.py"))
+    own = dict(re.findall(r"^class (\w+Error)\((\w+)\)", text, re.MULTILINE))
+    of_programmers = {"AssertionError", "AttributeError"}
+    raised = set(re.findall(r"^ +raise (\w+Error)\(", text, re.MULTILINE)) - of_programmers
+    assert {"ValueError", *own} <= raised
+    kinds = {getattr(builtins, own.get(name, name)) for name in raised}
+    assert {kind for kind in kinds if not issubclass(kind, console.FORESEEN)} == set()
 
 
 # --------------------------------------------------------------------------------------------------------- log
@@ -290,6 +387,15 @@ def test_a_logging_that_doubles_nothing_stays_as_it_is(root, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_warnings_are_printed_where_no_logging_was_set_up(root, capsys, monkeypatch):
+    """``anomalib-defend`` sets none up."""
+    monkeypatch.setattr(root, "handlers", [])  # pytest's own
+    for _ in range(2):
+        logging.getLogger("anomalib_defend.data.voc").warning("a warning")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("WARNING a warning\n")) == ("", 1)
+
+
 # ------------------------------------------------------------------------------------------------------- names
 
 
@@ -306,19 +412,17 @@ def test_nearest_encoders():
         Defend(backbone="deit_tinny_patch16_224", pre_trained=False)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [Defend, Fitymi, ARNet, DN2, KDAD, MSAD, PANDA, ObjectPrototypes, Transformaly, DeepSVDD, FCDD, UniAD],
-)
-def test_the_options_that_matter_most_are_marked(model):
+@pytest.mark.parametrize("name", anomalib_defend.models.__all__)
+def test_the_options_that_matter_most_are_marked(name):
+    model = getattr(anomalib_defend.models, name)
     marked = [entry.arg_name for entry in parse(model.__doc__).params if entry.description.startswith("[main] ")]
     assert 3 <= len(marked) <= 8
     assert {"target_fpr"} < set(marked) <= set(inspect.signature(model).parameters)
 
 
-@pytest.mark.parametrize("data", [SemanticVOC, PredictFolder])
-def test_workers_are_the_usable_cores(data):
-    parents = [inspect.signature(parent).parameters for parent in data.__mro__[:2]]
+@pytest.mark.parametrize("name", anomalib_defend.data.__all__)
+def test_workers_are_the_usable_cores(name):
+    parents = [inspect.signature(parent).parameters for parent in getattr(anomalib_defend.data, name).__mro__]
     assert next(known["num_workers"] for known in parents if "num_workers" in known).default == NUM_WORKERS
     assert min(8, usable_cores()) == NUM_WORKERS
 

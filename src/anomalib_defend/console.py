@@ -6,7 +6,7 @@ its logging offer:
 - Each line of this package's log is printed once. ``anomalib.loggers.configure_logger`` gives the root logger two
   handlers for the screen; where it has both, this package's lines pass them by.
 - An error that this package raises is its sentence, the last line on the screen.
-- A misspelt option or class gets the nearest names.
+- A misspelt option, class or command gets the nearest names.
 
 A program of a user's own keeps its logging, its ``sys.excepthook`` and its tracebacks.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import CodeType, TracebackType
 
 TRACEBACK = "ANOMALIB_DEFEND_TRACEBACK"
-FORESEEN = (ValueError, OSError, RuntimeError, ImportError, FloatingPointError)
+FORESEEN = (ValueError, TypeError, OSError, RuntimeError, ImportError, FloatingPointError)
 
 _PACKAGE = Path(__file__).parent
 _PARSER_LOGGER = "jsonargparse_null_logger"  # where a parser that was given no logger tells of its errors
@@ -72,7 +72,8 @@ def worded(error: BaseException) -> BaseException | None:
     """Return the error that a ``raise`` of this package has worded, or ``None`` if there is none.
 
     What torch finds wrong in a line of ours is no such thing. A parser that makes an object of a type with several
-    alternatives (a model, or none) raises an error of its own, with what each of them has raised as an argument.
+    alternatives (a model, or none) raises an error of its own, with what each of them has raised as an argument. A
+    process that reads images for torch's loader sends its error as text.
     """
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
@@ -82,9 +83,19 @@ def worded(error: BaseException) -> BaseException | None:
     code = last.tb_frame.f_code
     if Path(code.co_filename).is_relative_to(_PACKAGE):
         return error if code.co_code[last.tb_lasti] == _RAISE else None
+    wrapped: Any = last.tb_frame.f_locals.get("self")
+    if type(wrapped).__name__ == "ExceptionWrapper":
+        return _of_worker(wrapped.exc_type, wrapped.exc_msg)
     alternatives = last.tb_frame.f_locals.get("exceptions") if _is_parser(code) else None
     found = [worded(inner) for inner in alternatives or () if isinstance(inner, BaseException)]
     return next(filter(None, found), None)
+
+
+def _of_worker(kind: type[BaseException], told: str) -> RuntimeError | None:
+    """The error at the end of a printed traceback, if a ``raise`` of this package has worded it."""
+    *_, file, code = ["", *re.split(r'^  File "(.+)", line \d+, in .+\n', told, flags=re.MULTILINE)]
+    found = re.match(rf"    raise .*?^(?:\w+\.)*{kind.__qualname__}: (.*)", code, re.DOTALL | re.MULTILINE)
+    return RuntimeError(found[1].strip()) if found and Path(file).is_relative_to(_PACKAGE) else None
 
 
 def _is_parser(code: CodeType) -> bool:
@@ -92,7 +103,7 @@ def _is_parser(code: CodeType) -> bool:
 
 
 class _Screen(logging.Handler):
-    """Prints this package's records where the root logger would print each twice, and repeated warnings once."""
+    """Prints this package's records where the root logger would print each twice or none; repeated warnings once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,8 +117,8 @@ class _Screen(logging.Handler):
         rich = [handler for handler in handlers if type(handler).__module__ == "rich.logging"]
         doubled = bool(plain and rich)
         logging.getLogger(__package__).propagate = not doubled  # which logging reads after this handler
-        if not doubled:
-            return
+        if handlers and not doubled:
+            return  # without any, Python's last resort is not asked, since this handler is there
         for handler in handlers:
             if handler not in {*plain, *rich} and record.levelno >= handler.level:
                 handler.handle(record)
@@ -126,7 +137,7 @@ class _Misspelt(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Ask, if the parser gives up; it also tries in vain what it then reads in another way."""
         parser = _parser_that_exits()
-        question = "" if parser is None else "".join(sorted(set(_questions(record.getMessage(), parser))))
+        question = "" if parser is None else questions(record.getMessage(), parser)
         if question:
             atexit.register(lambda: print(question.strip(), file=sys.stderr, flush=True))
 
@@ -142,6 +153,16 @@ def _parser_that_exits() -> Any:
     return None
 
 
+def questions(message: str, parser: Any = None) -> str:
+    """What the misspelt names in a parser's message may have meant, each with a space in front.
+
+    Args:
+        message: The parser's.
+        parser: With the options of its command line, if there is one.
+    """
+    return "".join(sorted(set(_questions(message, parser))))
+
+
 def _questions(message: str, parser: Any) -> Iterator[str]:
     for words in re.findall(r"Unrecognized arguments: (.*)", message):
         for option in re.findall(r"(?:^|\s)(--[^\s=]+)", words):
@@ -150,6 +171,10 @@ def _questions(message: str, parser: Any) -> Iterator[str]:
     for path, option in re.findall(refused, message, re.DOTALL):
         module, _, name = path.rpartition(".")
         yield did_you_mean(option, signature(getattr(import_module(module), name)).parameters)
+    for wrong, known in re.findall(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        yield did_you_mean(wrong, re.findall(r"[^\s',]+", known))
+    for module, name in re.findall(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        yield did_you_mean(name, getattr(sys.modules.get(module), "__all__", ()))
     for name in re.findall(r"Expected a dot import path string: ([\w.]+)", message):
         known = [sys.modules[part].__all__ for part in ("anomalib.models", "anomalib.data") if part in sys.modules]
         yield did_you_mean(name, (each for names in known for each in names))
@@ -157,7 +182,7 @@ def _questions(message: str, parser: Any) -> Iterator[str]:
 
 def _options(parser: Any) -> Iterator[str]:
     """All options of a parser and its subcommands."""
-    for action in parser._actions:
+    for action in getattr(parser, "_actions", ()):
         yield from action.option_strings
         if isinstance(action.choices, dict):
             for command in action.choices.values():

@@ -178,7 +178,7 @@ def test_a_comparison_is_found_by_path_and_by_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ComparisonError, match=r"Did you mean reduced .*The package has .*digits.*voc\."):
+    with pytest.raises(ComparisonError, match=r"Did you mean 'reduced' .*The package has .*digits.*voc\."):
         find("reducd")
     with pytest.raises(ComparisonError, match="is no file"):
         find("nowhere/reduced.yaml")

@@ -45,7 +45,7 @@ def words(monkeypatch):
 def make_finding(**changes):
     heat = np.linspace(0, 255, 14 * 14).reshape(14, 14).astype(np.uint8)
     defaults = {"score": 0.7312, "threshold": 0.5, "novel": True, "p_value": 0.0123, "heat": heat, "above": heat > 127}
-    return Finding(**{**defaults, "map_note": NOTE, **changes})
+    return Finding(**{**defaults, "map_threshold": 0.5, "map_note": NOTE, **changes})
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -55,8 +55,8 @@ def test_everything_is_said_and_nothing_is_cut_off(size, words):
     said = " ".join(words)
     assert {"0", "0.5", "1"} <= set(words)
     for sentence in (
-        "NOVEL", "score 0.731, threshold 0.500, p-value 0.0123", captions.MAP_LEGEND, captions.OUTLINE_LEGEND, NOTE,
-        captions.NOVEL_BOX_LEGEND,
+        "NOVEL", "score 0.731, threshold 0.500, p-value 0.0123", captions.OUTLINE_LEGEND, NOTE,
+        "Map: dark is normal, bright is novel; 0.5 is the map's threshold.", captions.NOVEL_BOX_LEGEND,
     ):  # fmt: skip
         assert sentence in said
     margin = np.asarray(drawn).copy()

@@ -1,5 +1,6 @@
 """Pictures of a run: one an image, with what the model and its post-processor say of it."""
 
+import inspect
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback
 from PIL import Image
 
-from anomalib_defend import DN2, FCDD, ARNet, DeepSVDD, Defend, Fitymi, SemanticVOC, Transformaly, UniAD
+import anomalib_defend.models
+from anomalib_defend import Defend, SemanticVOC
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from anomalib_defend.visualization import NoveltyVisualizer, picture_name, visualizer
-from anomalib_defend.visualization.findings import findings, threshold_of
+from anomalib_defend.visualization.findings import findings, map_scale, threshold_of
 from anomalib_defend.visualization.visualizer import read_reduced
 
 NOTE = "The map shows another quantity."
@@ -200,6 +202,40 @@ def test_a_threshold_that_a_sensitivity_moves_in_other_units_is_not_told():
     assert np.isnan(threshold_of(given))
 
 
+@pytest.mark.parametrize(
+    ("settings", "threshold"),
+    [
+        ({}, 0.5),
+        ({"pixel_sensitivity": 0.75}, 0.25),
+        ({"enable_normalization": False}, 0.5),
+        ({"enable_thresholding": False}, None),
+    ],
+)
+def test_maps_are_on_one_scale_whatever_the_scores_are(settings, threshold):
+    raw = torch.tensor([[[0.0, 2.0], [3.0, 40.0]]])
+    normal = torch.tensor([1.0, 2.0, 3.0])
+    told = []
+    for given in (NormalQuantilePostProcessor(), NormalQuantilePostProcessor(**settings)):
+        given.calibrate(normal, normal, normal / 2)
+        batch = make_batch(number=1, anomaly_map=raw.clone(), pred_mask=None)
+        given.post_process_batch(batch)
+        told += [finding for _, _, finding in findings(batch, SimpleNamespace(post_processor=given))]
+    plain, changed = told
+    assert np.array_equal(plain.heat, changed.heat)
+    assert not changed.clipped
+    assert changed.map_threshold == threshold
+    legend = " ".join(changed.caption())
+    assert ("the map's threshold" in legend) == (threshold is not None)
+    assert threshold is None or f"{threshold:g} is the map's threshold" in legend
+
+
+@pytest.mark.parametrize("kind", [NormalQuantilePostProcessor, PostProcessor])
+def test_a_map_without_threshold_is_shown_without(kind):
+    never_validated, raw = kind(), kind(enable_normalization=False)
+    raw._image_threshold.fill_(3.0)
+    assert [map_scale(given)[1] for given in (None, never_validated, raw)] == [None, None, None]
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_large_file_is_read_smaller_and_as_the_model_sees_it(tmp_path, suffix):
     image = Image.new("RGB", (1200, 800), (10, 200, 30))
@@ -235,9 +271,11 @@ def test_a_side_that_shows_nothing_is_refused():
         NoveltyVisualizer(side=8)
 
 
-@pytest.mark.parametrize("kind", [Defend, ARNet, DN2, Fitymi, Transformaly, DeepSVDD, FCDD, UniAD])
-def test_every_model_has_it_as_default(kind):
+@pytest.mark.parametrize("name", anomalib_defend.models.__all__)
+def test_every_model_has_it_as_default_and_takes_another(name):
+    kind = getattr(anomalib_defend.models, name)
     assert type(kind.configure_visualizer()) is NoveltyVisualizer
+    assert inspect.signature(kind).parameters["visualizer"].default is True
 
 
 class Batches(Callback):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from anomalib_defend.decision.command import describe
 from anomalib_defend.files.names import to_text
 from anomalib_defend.visualization.picture import Finding, draw_picture
@@ -73,8 +71,6 @@ def _finding(one: Judged, calibration: Calibration, map_note: str) -> Finding:
     threshold = 1 - calibration.sensitivity if scaled else calibration.label_threshold
     finding = Finding(score, threshold, score > threshold, one.p_value, map_note=map_note)
     if one.heat is not None:
-        values = pixel.scaled(one.heat) if scaled and pixel is not None else one.heat
-        finding.clipped = bool(values.min() < 0 or values.max() > 1)
-        finding.heat = (255 * np.nan_to_num(values, nan=1.0).clip(0, 1)).round().astype(np.uint8)
+        finding.set_heat(*((one.heat, None) if pixel is None else (pixel.scaled(one.heat), 0.5)))
         finding.above = None if pixel is None else one.heat > pixel.threshold
     return finding

@@ -18,8 +18,10 @@ from lightning.pytorch import Trainer
 
 import anomalib_defend.data
 import anomalib_defend.models  # noqa: F401 - both make their bare names known
+from anomalib_defend.console import questions
 from anomalib_defend.models.components.encoder_weights import load_pretrained
 from anomalib_defend.nn.encoder import create_encoder, data_config
+from anomalib_defend.suggest import did_you_mean
 
 from .plan import Cell, Comparison, ComparisonError, Settings
 
@@ -45,7 +47,10 @@ def parse(kind: str, settings: Settings) -> Namespace:
     """Check the arguments of a ``model`` or of ``data`` against the class's signature."""
     name = settings["class_path"]
     if "." not in name and name not in (names := _names(_BASES[kind])):
-        msg = f"unknown class_path {name!r}. Available are {', '.join(sorted(names))}, and others as module.Class."
+        near = did_you_mean(name, names)
+        msg = (
+            f"unknown class_path {name!r}.{near} Available are {', '.join(sorted(names))}, and others as module.Class."
+        )
         raise ValueError(msg)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{kind}", type=_BASES[kind])
@@ -112,7 +117,8 @@ def check(comparison: Comparison) -> dict[str, Size]:
     for cell in comparison.cells:
         for key in cell.trainer:
             if key not in known:
-                msg = f"{comparison.source}: trainer: Lightning's Trainer has no argument {key!r}."
+                near = did_you_mean(key, known)
+                msg = f"{comparison.source}: trainer: Lightning's Trainer has no argument {key!r}.{near}"
                 raise ComparisonError(msg)
         model, data = _without_seed(cell.model_settings), _without_seed(cell.data_settings)
         if model not in checked:
@@ -176,5 +182,6 @@ def _named(comparison: Comparison, kind: str, name: str) -> Iterator[None]:
         yield
     except Exception as error:  # of any class and library
         section = "models" if kind == "model" else "data"
-        msg = f"{comparison.source}: {section}.{name}: {' '.join(str(error).split()) or type(error).__name__}"
+        words = " ".join(str(error).split()) or type(error).__name__
+        msg = f"{comparison.source}: {section}.{name}: {words}{questions(str(error))}"
         raise ComparisonError(msg) from error

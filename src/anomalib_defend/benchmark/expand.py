@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from anomalib_defend.suggest import did_you_mean
 
 from .plan import Cell, Comparison, ComparisonError, Settings
 
@@ -33,9 +34,8 @@ def find(comparison: str) -> Path:
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     if name in names:
         return CONFIGS / f"{name}.yaml"
-    similar = difflib.get_close_matches(file.stem, names)
-    hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
-    msg = f"{comparison} is no file, and no comparison of the package.{hint} The package has {_listed(names)}."
+    near = did_you_mean(file.stem, names)
+    msg = f"{comparison} is no file, and no comparison of the package.{near} The package has {_listed(names)}."
     raise ComparisonError(msg)
 
 
@@ -59,7 +59,7 @@ def load(file: Path | str, variables: Mapping[str, str] | None = None) -> Compar
         known = set(config.get("variables") or {})
         for name, value in (variables or {}).items():
             if name not in known:
-                msg = f"{file}: variables has no {name!r}, only {_listed(known)}."
+                msg = f"{file}: variables has no {name!r}, only {_listed(known)}.{did_you_mean(name, known)}"
                 raise ComparisonError(msg)
             config.variables[name] = value
         content: Any = OmegaConf.to_container(config, resolve=True)
@@ -188,7 +188,7 @@ def _pick(chosen: Any, known: Mapping[str, Any], where: str) -> list[str]:
     chosen = [chosen] if isinstance(chosen, str | int | float) else chosen
     unknown = [name for name in chosen if str(name) not in known]
     if unknown:
-        msg = f"{where}: unknown {_listed(unknown)}; there is {_listed(known)}."
+        msg = f"{where}: unknown {_listed(unknown)}; there is {_listed(known)}.{_nearest(unknown, known)}"
         raise ComparisonError(msg)
     return [str(name) for name in chosen]
 
@@ -199,7 +199,8 @@ def _check(entry: Any, keys: set[str] | None, where: str, required: Sequence[str
         raise ComparisonError(msg)
     unknown = [] if keys is None else [key for key in entry if key not in keys]
     if unknown:
-        msg = f"{where}: unknown key {_listed(unknown)}; possible are {_listed(sorted(keys or ()))}."
+        known = sorted(keys or ())
+        msg = f"{where}: unknown key {_listed(unknown)}; possible are {_listed(known)}.{_nearest(unknown, known)}"
         raise ComparisonError(msg)
     for key in required:
         if key not in entry:
@@ -208,6 +209,11 @@ def _check(entry: Any, keys: set[str] | None, where: str, required: Sequence[str
         if entry[key] in (None, "", {}):
             msg = f"{where}: {key} is empty."
             raise ComparisonError(msg)
+
+
+def _nearest(unknown: Iterable[Any], known: Iterable[str]) -> str:
+    names = list(known)
+    return "".join(did_you_mean(str(name), names) for name in unknown)
 
 
 def _listed(names: Any) -> str:

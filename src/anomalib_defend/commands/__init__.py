@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 warnings.simplefilter("ignore")  # of anomalib's own imports
             return _module(options.command).run(options[options.command])
     except Exception as error:
-        ours = error if isinstance(error, ValueError | OSError | ModuleNotFoundError) else worded(error)
+        ours = worded(error) or (error if isinstance(error, ValueError | OSError | ModuleNotFoundError) else None)
         if ours is None or wants_traceback():
             raise
         show(ours)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from anomalib_defend.suggest import did_you_mean
+
 CATEGORIES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCENE_SIZE = 96
 DIGIT_SIZES = (40, 44)  # side in pixels of the 8 x 8 tile after upscaling: smallest, largest
@@ -200,7 +202,8 @@ def write_voc(
         FileExistsError: If the folder exists with something else in it.
     """
     if normal not in CATEGORIES:
-        msg = f"normal={normal!r} is not a digit: choose one of {', '.join(CATEGORIES)}."
+        near = did_you_mean(normal, CATEGORIES)
+        msg = f"normal={normal!r} is not a digit: choose one of {', '.join(CATEGORIES)}.{near}"
         raise ValueError(msg)
     recipe: dict[str, int | str] = {"num_train": num_train, "num_test": num_test, "normal": normal, "seed": seed}
     target = Path(root) / "VOC2012"

@@ -6,12 +6,17 @@ import math
 from collections.abc import Callable
 
 VERDICTS = {None: "no verdict", False: "normal", True: "NOVEL"}
-MAP_LEGEND = "Map: dark is normal, bright is novel; 0.5 is the map's threshold."
 OUTLINE_LEGEND = "Outlined: above it."
 CLIPPED_LEGEND = "Values outside of 0 to 1 are shown as 0 or 1."
 BOX_LEGEND = "Box: where the normal object was found."
 NOVEL_BOX_LEGEND = "Box: what comes nearest to the normal object."
 _DIGITS, _MOST_DIGITS = 3, 6  # the table has more
+
+
+def map_legend(threshold: float | None) -> str:
+    """What the colours say; without a threshold, if there is none on their scale."""
+    end = "" if threshold is None else f"; {threshold:g} is the map's threshold"
+    return f"Map: dark is normal, bright is novel{end}."
 
 
 def numbers(score: float | None, threshold: float | None, p_value: float | None) -> str:

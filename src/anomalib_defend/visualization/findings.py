@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from anomalib.data import Batch, ImageItem, NumpyImageItem
 from numpy.typing import NDArray
@@ -41,6 +40,7 @@ def findings(
 
     count = 1 if single else len(batch.image)
     threshold = 0.5 if model is None else threshold_of(model.post_processor)
+    scaled, map_threshold = (_as_it_is, 0.5) if model is None else map_scale(model.post_processor)
     note = "" if model is None else getattr(model, "map_note", "")
     labels = [None if value is None or threshold is None else bool(value) for value in values("pred_label")]
     scores, p_values = floats("pred_score"), floats("p_value")
@@ -57,8 +57,7 @@ def findings(
     ):
         finding = Finding(score, threshold, label, p_value, map_note=note, box=box)
         if heat is not None:
-            finding.clipped = bool(heat.min() < 0 or heat.max() > 1)
-            finding.heat = (255 * np.nan_to_num(heat, nan=1.0).clip(0, 1)).round().astype(np.uint8)
+            finding.set_heat(scaled(heat), map_threshold)
             finding.above = None if above is None else above.astype(bool)
         yield str(path or ""), image, finding
 
@@ -74,6 +73,25 @@ def threshold_of(post_processor: PostProcessor | None) -> float | None:
     if post_processor.enable_normalization:
         return float(post_processor.normalized_image_threshold)
     return float(post_processor.image_threshold) if post_processor.image_sensitivity == 0.5 else math.nan
+
+
+def map_scale(post_processor: PostProcessor | None) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], float | None]:
+    """How a post-processor's maps come onto the scale that all pictures share, and their threshold there.
+
+    Returns:
+        The scaling of a map, and None where it has no threshold, or none that is known on that scale.
+    """
+    if post_processor is None or not post_processor.enable_thresholding or post_processor.pixel_threshold.isnan():
+        return _as_it_is, None
+    threshold = float(post_processor.normalized_pixel_threshold)
+    if post_processor.enable_normalization:
+        return _as_it_is, threshold
+    level = getattr(getattr(post_processor, "calibration", None), "pixel", None)
+    return (_as_it_is, None) if level is None else (level.scaled, threshold)
+
+
+def _as_it_is(heat: NDArray[Any]) -> NDArray[Any]:
+    return heat
 
 
 def _array(value: Tensor | NDArray[Any] | None) -> NDArray[Any] | None:

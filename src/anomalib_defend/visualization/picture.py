@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Finding:
         p_value: Share of normal images at least as novel.
         heat: ``(h, w)`` uint8, the heat map's values times 255; the map covers the whole image.
         above: ``(h, w)`` bool, where the map is above its threshold.
+        map_threshold: What the heat map's values are compared with; None where it is not known on the scale of 0 to 1.
         clipped: The map has values outside of [0, 1].
         map_note: What the map shows, where it is not what the score says.
         box: Left, top, right, bottom of the normal object in pixels of the image, ends excluded.
@@ -54,15 +56,22 @@ class Finding:
     p_value: float | None = None
     heat: NDArray[np.uint8] | None = None
     above: NDArray[np.bool_] | None = None
+    map_threshold: float | None = None
     clipped: bool = False
     map_note: str = ""
     box: Box | None = None
+
+    def set_heat(self, values: NDArray[Any], threshold: float | None) -> None:
+        """Take a map ``(h, w)`` whose scale is 0 to 1; what is no number is the most novel."""
+        self.map_threshold = threshold
+        self.clipped = bool(values.min() < 0 or values.max() > 1)
+        self.heat = (255 * np.nan_to_num(values, nan=1.0).clip(0, 1)).round().astype(np.uint8)
 
     def caption(self) -> list[str]:
         """The paragraphs below the verdict."""
         paragraphs = [captions.numbers(self.score, self.threshold, self.p_value)]
         if self.heat is not None:
-            legend = [captions.MAP_LEGEND]
+            legend = [captions.map_legend(self.map_threshold)]
             if self.above is not None and self.above.any():
                 legend.append(captions.OUTLINE_LEGEND)
             if self.clipped:

@@ -124,7 +124,7 @@ def test_what_was_read_is_a_copy(make):
 
 def test_an_image_that_was_not_there_is_named(make):
     cache, _ = make()
-    with pytest.raises(KeyError, match=r"7.png was no training image .* teacher_cache=off"):
+    with pytest.raises(ValueError, match=r"7.png was no training image .* teacher_cache=off"):
         cache.read(["0.png", "7.png"], CPU)
 
 

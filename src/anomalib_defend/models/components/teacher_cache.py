@@ -102,13 +102,13 @@ class TeacherCache:
         No step waits for the copy to an accelerator.
 
         Raises:
-            KeyError: If an image is not one of those that the cache was made for.
+            ValueError: If an image is not one of those that the cache was made for.
         """
         try:
             rows = torch.tensor([self._row[path] for path in paths])
         except KeyError as error:
             msg = f"{error.args[0]} was no training image when the distillation began: pass teacher_cache=off."
-            raise KeyError(msg) from error
+            raise ValueError(msg) from error
         attention = None if self._attention is None else _rows_to(device, self._attention, rows)
         return TeacherOutput(list(_rows_to(device, self._features, rows).unbind(dim=1)), attention)
 
