@@ -159,7 +159,7 @@ def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser("python -m measurements.cluster", description=__doc__)
     parser.add_argument("--images", type=int, default=1000, help="number of files")
-    parser.add_argument("--turns", type=int, default=2, help="of measuring rates")
+    parser.add_argument("--turns", type=int, default=2, help="of measuring rates; 0: none")
     arguments = parser.parse_args()
     import_ray(None)
     from pyarrow import parquet  # noqa: PLC0415 - optional extra
@@ -176,6 +176,8 @@ def main() -> None:
         rows, told = killed(xml, paths, folder / "killed")
         expected = parquet.read_table(folder / "single.parquet").to_pylist()
         print(f"\n{told}\n\n{table(compare(rows, expected))}", flush=True)
+        if not arguments.turns:
+            return
         judge = Judge(ExportedScorer(Export(xml), Export(xml).calibration(), None, maps=False, parallel=cores))
         run_judge(judge, paths[:32])
         found: dict[str, list[Rate]] = {"single machine": [], "--engine ray": []}

@@ -1,5 +1,7 @@
 """What the app says of an image is what the engine says, for a checkpoint and for its exports."""
 
+from urllib.request import urlopen
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +98,18 @@ def test_an_image_is_judged_once(judge, images) -> None:
 def test_a_model_that_is_none(tmp_path, capsys) -> None:
     assert main(["app", str(tmp_path / "absent.ckpt")]) == 1
     assert "absent.ckpt does not exist: give a checkpoint" in capsys.readouterr().err
+
+
+def test_the_command_serves_the_page(trained, monkeypatch) -> None:
+    """Without waiting for the interruption that ends it."""
+    pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
+    from anomalib_defend.app import page
+
+    served, serve = [], page.serve
+    monkeypatch.setattr(page, "serve", lambda *arguments: served.append(serve(*arguments, block=False)))
+    assert main(["app", str(trained / "model.ckpt")]) == 0
+    try:
+        with urlopen(served[0].local_url, timeout=20) as answer:  # noqa: S310 - ours
+            assert b"anomalib" in answer.read()
+    finally:
+        served[0].close()

@@ -1,7 +1,8 @@
-"""Every command of the documents is run, or read by the parser of its own program, which stops before it does anything.
+"""Every command of the documents is read by the parser of its own program, which stops before it does anything.
 
-A command of another program has to be marked, in the line before its block: ``<!-- needs: gpu -->`` or
-``<!-- needs: download -->``; the same marks tell a reader what a command that is only parsed here would need.
+That finds a wrong word also in a command that is marked, in the line before its block, as one that no test can run:
+``<!-- needs: gpu -->`` or ``<!-- needs: download -->``. `test_every_command.py` holds that all others are run. A
+command of a program that no parser is known of has to be marked.
 """
 
 import argparse

@@ -1,91 +1,61 @@
-"""The commands and programs of the pages that a newcomer follows, run one after the other, on miniatures.
-
-What is replaced stands in the tables: encoders, lengths and sizes. `test_command_lines.py` reads the commands of the
-other pages.
-"""
+"""The commands of every page that trains, and the programs of those that a newcomer follows: run, on miniatures."""
 
 import shutil
-from pathlib import Path
 
 import pytest
-from anomalib.cli.cli import AnomalibCLI
+from every_model import SMALL_HEAD
 from PIL import Image
 from safetensors.torch import save_file
+from stories import STORIES, follow, follow_all, run_programs
+from timm import create_model
 
 import miniatures
 from anomalib_defend import commands
-from anomalib_defend.nn.vit import create_vit
-from documents import Command, blocks, command_lines
+from anomalib_defend.nn import dense_prototypes
+from documents import ROOT, Command, split
+from encoders import MINIATURE
 
-ENCODER = ["--model.backbone", "vit_digits_patch8_96", "--model.image_size", "32"]
-SMALL = {  # arguments of `train` and `fit` that come last, and win
-    "Defend": [*ENCODER, "--model.dense_epochs", "0", "--model.distill_epochs", "1"],
-    "ObjectPrototypes": ENCODER,
+TRAINED = "anomalib train --model {} --data SemanticFolder --data.root my_images --data.category dog"
+BEFORE = {  # the model of a page that goes on from a training, and the training's arguments
+    "docs/thresholds.md": ("DN2",),
+    "src/anomalib_defend/models/defend/README.md": ("Defend", "--trainer.max_epochs", "2"),  # of 3, as if killed then
 }
-TRAINER = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
-DATA = ["--data.num_workers", "0"]
-PYTHON = {
-    "Defend(seed=0)": "Defend('vit_digits_patch8_96', seed=0, image_size=32, dense_epochs=0, distill_epochs=1)",
-    'ObjectPrototypes("deit_tiny_patch16_224")': "ObjectPrototypes('vit_digits_patch8_96', image_size=32)",
-    "Engine()": "Engine(accelerator='cpu', devices=1)",
-    '["dog", "cat"])': '["dog", "cat"], num_workers=0)',
-}
+TOLD = {"README.md", "docs/index.md", "docs/your_images.md", "docs/deployment.md"}  # below, each with what it leaves
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where a newcomer stands: data, a folder of images, weights."""
+    """Where a newcomer stands: data, a folder of images, weights, and the files of a clone."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("anomalib_defend.nn.dense_prototypes.HIDDEN_DIM", 32)
+    for name, value in SMALL_HEAD.items():
+        monkeypatch.setattr(dense_prototypes, name, value)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     miniatures.write_voc(tmp_path / "VOC2012")
-    miniatures.write_folder(tmp_path / "my_images", number=12)
+    miniatures.write_voc(tmp_path / "datasets" / "VOC2012")
+    miniatures.write_coco(tmp_path / "datasets" / "COCO")
+    miniatures.trust(monkeypatch, miniatures.write_cifar10(tmp_path / "cifar10"))
+    miniatures.write_folder(
+        tmp_path / "my_images", number=60
+    )  # of the tests' normal images a tenth may set the threshold
+    for outliers in ("others", "cifar100_images"):
+        miniatures.write_images(tmp_path / outliers / "clock", 4)
     miniatures.write_folder(tmp_path / "some", categories=["folder"], number=5)
     for path in (tmp_path / "some" / "folder").glob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"))
-    save_file(create_vit("vit_digits_patch8_96", (96, 96)).state_dict(), tmp_path / "deit_tiny.safetensors")
+    save_file(create_model(MINIATURE, num_classes=0).state_dict(), tmp_path / "deit_tiny.safetensors")
     return tmp_path
 
 
-def follow(command: Command, folder: Path) -> None:
-    """Run a command; `model.ckpt` is the last checkpoint of its model, as the pages have it."""
-    program, *arguments = command.words
-    if any(argument.endswith("help") for argument in arguments):
-        with pytest.raises(SystemExit, match="0"):
-            commands.main(arguments) if program == "anomalib-defend" else AnomalibCLI(arguments)
-    elif program == "anomalib-defend":
-        assert commands.main(arguments) == 0
-    else:
-        (action, *_), data = arguments, DATA if "--data.root" in arguments else []
-        model = arguments[arguments.index("--model") + 1]
-        trains = action == "train" or (action == "fit" and "--ckpt_path" not in arguments)
-        if "--ckpt_path" in arguments:
-            shutil.copy(folder / f"{model}.ckpt", folder / "model.ckpt")
-        run = AnomalibCLI([*arguments, *(SMALL[model] if trains else []), *data, *TRAINER])
-        if trains:
-            shutil.copy(run.engine.best_model_path, folder / f"{model}.ckpt")
-            shutil.copy(run.engine.best_model_path, folder / "model.ckpt")
+def train(folder, model, *arguments):
+    follow(Command("a page before", (*split(TRAINED.format(model)), *arguments)), folder)
 
 
-def follow_all(document: str, folder: Path) -> list[str]:
-    followed = [
-        command
-        for command in command_lines()
-        if command.document == document and command.words[0] in {"anomalib", "anomalib-defend"} and not command.inline
-    ]
-    for command in followed:
-        follow(command, folder)
-    return [command.words[1] for command in followed]
-
-
-def run_programs(document: str) -> int:
-    """Run the Python of a page, and count the programs."""
-    programs = [block.code for block in blocks() if block.document == document and block.language == "python"]
-    for program in programs:
-        code = program
-        for long, short in PYTHON.items():
-            code = code.replace(long, short)
-        exec(compile(code, document, "exec"), {})  # noqa: S102
-    return len(programs)
+@pytest.mark.slow
+@pytest.mark.parametrize("document", sorted(STORIES - TOLD))
+def test_a_page(document, folder):
+    if document in BEFORE:
+        train(folder, *BEFORE[document])
+    assert follow_all(document, folder)
 
 
 @pytest.mark.slow
@@ -100,16 +70,13 @@ def test_the_readme(folder, capsys):
 
 
 @pytest.mark.slow
-def test_start_here(folder, monkeypatch):
-    monkeypatch.setitem(
-        SMALL, "Defend", [*SMALL["Defend"], "--data.max_train_images", "40", "--data.max_test_images", "8"]
-    )
+def test_start_here(folder):
     assert follow_all("docs/index.md", folder) == ["example", "train", "report"]
     assert (folder / "results/Defend/SemanticVOC/three/latest/report.html").is_file()
 
 
 @pytest.mark.slow
-def test_your_images(folder, capsys):
+def test_your_images(folder):
     followed = follow_all("docs/your_images.md", folder)
     assert followed[:3] == ["train"] * 3
     assert {"test", "predict", "report", "export", "fit", "--help"} <= set(followed)
@@ -119,14 +86,13 @@ def test_your_images(folder, capsys):
 
 @pytest.mark.slow
 def test_deployment(folder, capsys):
-    of_the_page = (command for command in command_lines() if command.document == "docs/your_images.md")
-    (training, *_) = (command for command in of_the_page if "Defend" in command.words)
-    follow(training, folder)
+    miniatures.write_folder(folder / "many", categories=["dog"], number=140)  # 8 bits want 100 to train on
+    for path in (folder / "many" / "dog").iterdir():
+        path.rename(folder / "my_images" / "dog" / f"many{path.name}")
+    train(folder, "Defend")
     miniatures.write_folder(folder, categories=["new_normal_images"], number=20)
     shutil.copy(folder / "some" / "folder" / "00.jpg", folder / "photo.jpg")
-    for command in command_lines():
-        if command.document == "docs/deployment.md" and not command.inline and "INT8_PTQ" not in command.words:
-            follow(command, folder)
+    assert follow_all("docs/deployment.md", folder) == ["export", "export", "threshold", "export", "export"]
     capsys.readouterr()
     assert run_programs("docs/deployment.md") == 3
     one, *many = [line.split() for line in capsys.readouterr().out.splitlines()][:6]
