@@ -2,7 +2,7 @@
 
 import re
 
-from documents import DOCUMENTS, PACKAGE, name
+from documents import DOCUMENTS, PACKAGE, ROOT, SETTINGS, name
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
@@ -18,3 +18,12 @@ def test_a_document_that_needs_a_clone_says_so() -> None:
         text = document.read_text(encoding="utf-8")
         if re.search(r"python -m measurements|--config configs/|--data configs/|\bmake [a-z]", text):
             assert re.search(r"\bclone\b", text), f"{name(document)} does not say that it needs a clone"
+
+
+def test_words_that_the_fields_own_have_replaced_are_gone() -> None:
+    """One meaning a word, and one word a meaning."""
+    gone = re.compile(r"\b(landmarks?|of_this_run|own_batches|why_not|yardsticks?)\b")
+    programs = [*PACKAGE.rglob("*.py"), *(ROOT / "measurements").rglob("*.py")]
+    for file in [*DOCUMENTS, *SETTINGS, *programs]:
+        found = gone.search(file.read_text(encoding="utf-8"))
+        assert found is None, f"{name(file)}: {found}"

@@ -28,7 +28,7 @@ class DeepSVDD(NoveltyDetectorMixin, AnomalibModule):
     """A small network from scratch that maps normal images near a point: novel ones fall farther from it.
 
     The network is first half of an autoencoder; then it is trained to map the normal images to the mean of what it made
-    of them. It is the historic yardstick, and the cheapest model here: minutes on a CPU.
+    of them. It is the historic baseline, and the cheapest model here: minutes on a CPU.
 
     Source: Ruff et al., "Deep One-Class Classification", ICML 2018
     (https://proceedings.mlr.press/v80/ruff18a.html). The defaults are the paper's for CIFAR-10.
