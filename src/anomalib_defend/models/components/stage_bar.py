@@ -215,7 +215,7 @@ def stage_progress_bar(trainer: Trainer, runner: StageRunner) -> list[StageProgr
     chosen = type(own) is not StageProgressBar and (type(own) is not RichProgressBar or vars(own) != _DEFAULT)
     if own is None or chosen:
         return []
-    trainer.callbacks.remove(own)
+    runner.make_room(trainer, own)
     return [StageProgressBar(runner)]
 
 

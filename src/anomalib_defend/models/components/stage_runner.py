@@ -81,6 +81,11 @@ class StageRunner(Callback):
         """The current stage's."""
         return self.stage.optimizers()
 
+    @staticmethod
+    def make_room(trainer: Trainer, callback: Callback) -> None:
+        """Take a callback out, in whose place another one comes."""
+        trainer.callbacks.remove(callback)
+
     def state_dict(self) -> dict[str, Any]:
         """Which stage a checkpoint is of, and what all of them know."""
         return {
