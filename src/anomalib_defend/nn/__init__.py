@@ -1,1 +1,4 @@
-"""Pure tensor functions and small modules: torch, torchvision and timm only, no Lightning, no files but weights."""
+"""Pure tensor functions and small modules, on torch, torchvision, timm, einops, sklearn and threadpoolctl alone.
+
+They reach no network, hub, file or example, and know neither Lightning nor anomalib.
+"""
