@@ -13,6 +13,7 @@ from torch import nn
 
 from anomalib_defend import SemanticFolder
 from anomalib_defend.models.components import NoveltyDetectorMixin
+from anomalib_defend.models.components.run import Run
 from anomalib_defend.models.components.stage import Stage, Step
 from anomalib_defend.models.components.trainer_limits import check_max_epochs
 from anomalib_defend.nn.encoder import DataConfig
@@ -262,3 +263,14 @@ def test_a_finished_engine_is_refused(data, make_engine):
     with pytest.raises(RuntimeError, match="has finished its training: use a new Engine"):
         engine.fit(model, datamodule=data)
     assert not differing(state, state_of(model))
+
+
+def test_all_processes_have_the_same_buffers_whenever_a_model_is_completed(data, make_engine, monkeypatch):
+    """Batch norms and running means differ between them by the last batch; no stage has to think of it."""
+    monkeypatch.setattr(Run, "share_buffers", lambda _run, network: network.events.append("shared"))
+    model = TwoStages()
+    make_engine().fit(model, datamodule=data)
+    events = model.model.events
+    completed = [index for index, event in enumerate(events) if event == "second complete"]
+    assert len(completed) == events.count("shared") == 2
+    assert all(events[index - 1] == "shared" for index in completed)

@@ -113,7 +113,7 @@ class Run:
         self._trainer.strategy.barrier()
 
     def share_buffers(self, network: nn.Module) -> None:
-        """Give all processes the first one's buffers, before a validation whose network has batch norms."""
+        """Give all processes the first one's buffers, before a model is judged."""
         share_buffers(self._trainer, network)
 
     @property

@@ -89,7 +89,10 @@ class Stage:
         """Look back at an epoch."""
 
     def complete(self, run: Run) -> None:
-        """Make the model ready to score: before each validation, and after the last epoch."""
+        """Make the model ready to score: before each validation, and after the last epoch.
+
+        Its buffers are the same in all processes by then.
+        """
 
     def leave(self, run: Run) -> None:
         """End, before the next stage begins."""

@@ -210,6 +210,7 @@ class StageRunner(Callback):
     def _complete(self) -> None:
         if self._completed != self._batches:
             with torch.inference_mode(mode=False), torch.no_grad():
+                self.run.share_buffers(self.stage.model)
                 self.stage.complete(self.run)
             self._completed = self._batches
 

@@ -74,10 +74,6 @@ class CenterStage(Stage):
         del run
         return Step(self.model.center_loss(batch.image))
 
-    def complete(self, run: Run) -> None:
-        """Give all processes the same batch norms."""
-        run.share_buffers(self.model)
-
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, drop: int) -> Optimizers:
     """Adam whose learning rate drops to a tenth after ``drop`` epochs."""

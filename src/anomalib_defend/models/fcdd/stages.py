@@ -77,10 +77,6 @@ class HypersphereStage(Stage):
             images = torch.where(anomalous[:, None, None, None], outliers, images)
         return Step(self.model.loss(augment(images), anomalous))
 
-    def complete(self, run: Run) -> None:
-        """Give all processes the same batch norms."""
-        run.share_buffers(self.model)
-
     def close(self, run: Run, failed: bool) -> None:
         """Let go of the outliers."""
         del run, failed

@@ -61,10 +61,6 @@ class DistillStage(Stage):
         teacher = self._teacher.read(batch.image_path, batch.image.device)
         return Step(self.model.distill_step(batch.image, teacher))
 
-    def complete(self, run: Run) -> None:
-        """All processes score with the same batch norms."""
-        run.share_buffers(self.model.cloner)
-
     def close(self, run: Run, failed: bool) -> None:
         """Let go of the teacher's output."""
         self._teacher.close(run, failed)
