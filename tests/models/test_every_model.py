@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -36,6 +37,7 @@ from every_model import (
     stop,
     train,
 )
+from lightning.pytorch import Callback
 from torchvision.transforms import v2
 
 import anomalib_defend
@@ -242,6 +244,36 @@ def test_checkpoints_of_version_0_1(name, scores, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ the same training
+
+
+class Start(Callback):
+    """Takes the data's seed away, and looks at a part of the model when its training begins."""
+
+    def __init__(self, part: str | None) -> None:
+        self.part, self.state = part, {}
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        trainer.datamodule.seed = None
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if self.part is not None:
+            self.state = state_of(getattr(pl_module.model, self.part))
+        stop(pl_module)
+
+
+def test_what_happens_before_the_first_step(fitted, tmp_path, caplog):
+    """A seeded model points at data without a seed, and an encoder has the weights of the user's file."""
+    trained = fitted.load()
+    part, arguments, weights = trained.pretrained_part, {}, {}
+    if part is not None:
+        weights = {name: value + 1 for name, value in state_of(getattr(trained.model, part)).items()}
+        torch.save(weights, tmp_path / "weights.pth")
+        arguments = {"weights": str(tmp_path / "weights.pth")}
+    start = Start(part)
+    with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="stopped by the test"):
+        make_engine(tmp_path, callbacks=[start]).fit(fitted.row.build(**arguments), datamodule=fitted.data)
+    assert ("give the datamodule a seed, too" in caplog.text) == fitted.row.seeded
+    assert not differing(start.state, weights)
 
 
 def test_same_seed_same_bits(fitted, used):
