@@ -1,4 +1,4 @@
-"""Projection head and prototypes of stage 1.
+"""Projection head and dense prototypes of stage 1 of `Defend`, which patches are assigned to.
 
 Shapes: d = 256 embedding channels, K prototypes.
 """
@@ -16,7 +16,7 @@ CANCELLED = 1e-6  # share of neighbours' squared lengths below which what is lef
 
 
 class PrototypeHead(nn.Module):
-    """The projection head h and the prototypes C in R^{K x d} (sec. 3.1).
+    """The projection head h and the dense prototypes C in R^{K x d} (sec. 3.1).
 
     Args:
         dim: Channels D of the patch tokens.

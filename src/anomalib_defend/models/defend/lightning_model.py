@@ -53,14 +53,14 @@ class Defend(NoveltyDetectorMixin, AnomalibModule):
         image_size: [main] Input height and width (one number for both); the encoder's own by default.
         dense_epochs: [main] Epochs of stage 1; 0 leaves it out.
         distill_epochs: [main] Epochs of stage 2.
-        num_prototypes: K of stage 1. By default twice the datamodule's ``num_normal_categories``, else 5.
+        num_prototypes: Dense prototypes of stage 1; by default twice the data's ``num_normal_categories``, else 5.
         num_tuned_blocks: Last blocks of the teacher that stage 1 trains.
         num_crops: Crops per image in stage 1.
         crop_size: Size of the crops; by default the multiple of the patch size nearest to 3/7 of the input.
         random_view: Take the crops from a random resized view, not from the whole image.
-        hard_targets: Compare crops with the most likely prototype, not with the soft assignment.
+        hard_targets: Compare crops with the most likely dense prototype, not with the soft assignment.
         dense_lr: Learning rate of the teacher's blocks in stage 1.
-        head_lr: Learning rate of projection head and prototypes in stage 1.
+        head_lr: Learning rate of projection head and dense prototypes in stage 1.
         masking: Patches that the student sees: "guided" by the teacher's attention, "random", or all ("none").
         mask_ratio: Share of the patches hidden from the student.
         distill_layers: Number of last blocks that are distilled (5 in the pixel variant).

@@ -1,8 +1,8 @@
-"""Teacher, student and prototypes: the two stages of DEFEND + MKD, and the novelty score.
+"""Teacher, student and dense prototypes: the two stages of DEFEND + MKD, and the novelty score.
 
 Source: Salehi et al., "Redefining Normal: A Novel Object-Level Approach for Multi-Object Novelty Detection", ACCV 2024
 (https://arxiv.org/abs/2412.11148).
-Shapes: B images, N patches on a (gh, gw) grid, D channels, n crops per image, K prototypes.
+Shapes: B images, N patches on a (gh, gw) grid, D channels, n crops per image, K dense prototypes.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class DefendModel(nn.Module):
     Args:
         backbone: Name of a timm ViT, for teacher and student.
         image_size: Height and width at which the networks see an image or a view; multiples of the patch size.
-        num_prototypes: K of stage 1.
+        num_prototypes: K, dense prototypes of stage 1.
         num_tuned_blocks: Last blocks of the teacher that stage 1 trains; 0 freezes all of it (no stage 1).
         num_crops: Crops per image, n.
         crop_size: Height and width that crops are resized to. The multiple of the patch size nearest to 3/7 of the
             input if ``None``.
         random_view: Take the crops from a random resized view of the image, not from the whole image.
-        hard_targets: Compare crops with the most likely prototype, not with the soft assignment.
+        hard_targets: Compare crops with the most likely dense prototype, not with the soft assignment.
         masking: Which patches the student sees: drawn by the teacher's attention, uniformly, or all.
         mask_ratio: Share of the patches that the student does not see.
         distill_layers: Number of last blocks whose patch tokens are distilled.
