@@ -413,6 +413,16 @@ def test_the_fid_window_stops_the_generator(make, make_data, make_engine, caplog
     assert ("its window" in caplog.text) == bool(warning)
 
 
+def test_the_generator_reads_each_image_once_and_those_of_its_steps_alone(make, make_data, make_engine, monkeypatch):
+    read, seen = fakes_module.small_images, []
+    monkeypatch.setattr(fakes_module, "small_images", lambda paths, size: seen.extend(paths) or read(paths, size))
+    make_engine(fast_dev_run=True).fit(make(), datamodule=make_data())
+    assert len(seen) == 4  # one batch of a data set that may be large
+    seen.clear()
+    make_engine().fit(make(), datamodule=make_data())
+    assert len(seen) == len(set(seen)) == NORMAL
+
+
 def test_the_fid_is_small_for_the_normal_images_themselves(make, make_data, make_engine, monkeypatch):
     found = {}
 
@@ -422,7 +432,7 @@ def test_the_fid_is_small_for_the_normal_images_themselves(make, make_data, make
             stage = runner.stage
             if found or stage.name != "generator":
                 return
-            small = stage._small
+            small = stage._small(runner.run.images.paths)
             answers = {"normal": small / 255, "noise": torch.rand(NORMAL, 3, 16, 16), "black": small * 0.0}
             for name, answer in answers.items():
                 monkeypatch.setattr(Generator, "sample", lambda self, indices, *args, a=answer: a[indices])

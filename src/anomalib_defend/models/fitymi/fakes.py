@@ -122,6 +122,25 @@ def fingerprint(settings: Mapping[str, Any], paths: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+class SmallImages:
+    """Images as the generator sees them; each is read when it is first asked for, and kept.
+
+    Args:
+        size: Height and width.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._images: dict[str, Tensor] = {}
+
+    def __call__(self, paths: Sequence[str]) -> Tensor:
+        """Of these files, [n, 3, size, size] uint8."""
+        absent = [path for path in dict.fromkeys(paths) if path not in self._images]
+        if absent:
+            self._images.update(zip(absent, small_images(absent, self._size), strict=True))
+        return torch.stack([self._images[path] for path in paths])
+
+
 def small_images(paths: Sequence[str], size: int) -> Tensor:
     """The images as the generator sees them, resized from their files: [n, 3, size, size] uint8."""
     resize = Resize([size, size], antialias=True)

@@ -17,7 +17,7 @@ from anomalib_defend.models.components.normal_images import evaluating
 from anomalib_defend.models.components.other_images import find_images, other_batches
 from anomalib_defend.models.components.stage import Optimizers, Stage, Step
 
-from .fakes import SAMPLED_AT_ONCE, FakeCache, fingerprint, small_images
+from .fakes import SAMPLED_AT_ONCE, FakeCache, SmallImages, fingerprint
 from .generator import Generator, require_diffusers
 from .torch_model import FitymiModel
 
@@ -127,8 +127,7 @@ class GeneratorStage(Stage):
         self._fid: float | None = None  # as last computed
         self._stopped = False
         self._lengths: Lengths | None = None
-        self._small = torch.empty(0)  # the normal images as the generator sees them, uint8
-        self._index: dict[str, int] = {}  # and their places in it
+        self._small = SmallImages(arguments["generator_size"])  # the normal images
         self._metric: FrechetInceptionDistance | None = None
 
     @property
@@ -169,16 +168,9 @@ class GeneratorStage(Stage):
         stop = self.arguments["stop_step"] if self._lengths is None else self._lengths.stop_step
         return max(1, min(MAX_WARM_UP, stop // 4))
 
-    def enter(self, run: Run) -> None:
-        """Read the normal images in the generator's size."""
-        paths = run.images.paths
-        self._small = small_images(paths, self.generator.size)
-        self._index = {path: index for index, path in enumerate(paths)}
-
     def step(self, batch: Batch, run: Run) -> Step:
         """Loss of the predicted noise."""
-        rows = [self._index[path] for path in batch.image_path]
-        return Step(self.generator.loss(self._small[rows].to(run.device) / 255))
+        return Step(self.generator.loss(self._small(batch.image_path).to(run.device) / 255))
 
     def updated(self, run: Run) -> None:
         """Take the step into the moving average; stop where it is time to."""
@@ -225,7 +217,7 @@ class GeneratorStage(Stage):
     def close(self, run: Run, failed: bool) -> None:
         """Let go of the images."""
         del run, failed
-        self._small, self._index, self._metric = torch.empty(0), {}, None
+        self._small, self._metric = SmallImages(self.arguments["generator_size"]), None
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, and where the fakes are."""
@@ -260,16 +252,17 @@ class GeneratorStage(Stage):
     def _distance(self, run: Run) -> float:
         """The same in every process, each of which computes it whole."""
         assert self._lengths is not None  # noqa: S101 - for the type checker
-        count = min(FID_IMAGES, len(self._small))
+        paths = run.images.paths
+        paths = [paths[row] for row in run.images.rows(FID_IMAGES)]
         with evaluating(self.model):
             if self._metric is None:
                 features = Features(self.model, run.transform)
                 metric = FrechetInceptionDistance(features, reset_real_features=False, sync_on_compute=False)
                 self._metric = metric.to(run.device)
-                for chunk in self._small[torch.linspace(0, len(self._small) - 1, count).long()].split(SAMPLED_AT_ONCE):
+                for chunk in self._small(paths).split(SAMPLED_AT_ONCE):
                     self._metric.update(chunk.to(run.device) / 255, real=True)
             self._metric.reset()
-            for indices in torch.arange(count).split(SAMPLED_AT_ONCE):
+            for indices in torch.arange(len(paths)).split(SAMPLED_AT_ONCE):
                 samples = self.generator.sample(indices.tolist(), run.seed, self._lengths.sampling_steps)
                 self._metric.update(samples, real=False)
         return float(self._metric.compute())
