@@ -1,7 +1,9 @@
 """Exported models give the engine's scores, for files of any size."""
 
 import inspect
+import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from anomalib.models.components import AnomalibModule
 from PIL import Image
 
 from anomalib_defend import Defend, SemanticVOC
-from anomalib_defend.models.components.export import outer_layers
+from anomalib_defend.models.components.export import complete_export, outer_layers
 from measurements.export import F32, compare, engine_scores, openvino_scores
 from rounding import rounding
 
@@ -143,6 +145,18 @@ def test_attention_is_exported_as_plain_products(make_model, tmp_path, monkeypat
     with pytest.raises(OSError, match="no space left"):
         getattr(model, export)(tmp_path)
     assert all(module.fused_attn for module in fused)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_quiet_in_an_export_speaks_again(tmp_path, caplog, fails):
+    exporter = logging.getLogger("onnx_ir")
+    caplog.set_level(logging.DEBUG, exporter.name)
+    with suppress(OSError), complete_export(tmp_path):
+        exporter.info("one of thousands")
+        if fails:
+            raise OSError("no space left")
+    exporter.info("one of the user's own")
+    assert [record.message for record in caplog.records] == ["one of the user's own"]
 
 
 @pytest.mark.parametrize(

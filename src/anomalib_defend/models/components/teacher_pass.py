@@ -68,7 +68,8 @@ class TeacherPass:
         if not reason:
             self._layout = CacheLayout(len(run.images), self._shape, CACHE_DTYPE)
             place = choose_place(self._wanted, self._layout.bytes, _folder(run))
-            reason = f"{self._layout} are too much for what is free"
+            if place == "off":
+                reason = f"{self._layout} are too much for what is free"
         self._place = run.broadcast(place)  # one process decides for all
         if self._place == "off":
             logger.info("Teacher cache: off (%s). The teacher runs in every step.", reason)
