@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from anomalib_defend import DN2
+from anomalib_defend.models.components.training import PLACEHOLDER
 from anomalib_defend.models.dn2.torch_model import DN2Model
 from anomalib_defend.nn.vit import patch_tokens
 
@@ -57,3 +59,11 @@ def test_training_fills_the_memory_once(trained, make_engine):
     make_engine().fit(model, datamodule=data)
     assert model.model.normality.memory.shape == (len(data.train_data), 96)
     assert engine.trainer.current_epoch == 1
+
+
+def test_a_failed_training_in_several_processes_leaves_nothing_behind(trained, make_engine):
+    """Lightning calls no teardown then; the parameter that DDP has to have would be missing in a checkpoint."""
+    engine, model, data = trained
+    model.register_parameter(PLACEHOLDER, nn.Parameter(torch.zeros(())))
+    make_engine().test(model, datamodule=data, ckpt_path=engine.best_model_path)
+    assert not hasattr(model, PLACEHOLDER)

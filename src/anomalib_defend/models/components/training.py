@@ -51,6 +51,7 @@ class Training(Contract):
     def setup(self, stage: str) -> None:
         """Write checkpoints that a killed run cannot damage; at the start of ``fit``, seed and initialise."""
         super().setup(stage)
+        self._remove_placeholder()  # of a training that failed, after which no teardown is called
         from .checkpoint_io import made_atomic  # noqa: PLC0415 - with anomalib's engine, which is there by now
 
         self.trainer.strategy.checkpoint_io = made_atomic(self.trainer.strategy.checkpoint_io)
@@ -73,6 +74,9 @@ class Training(Contract):
     def teardown(self, stage: str) -> None:
         """Be as before."""
         super().teardown(stage)
+        self._remove_placeholder()
+
+    def _remove_placeholder(self) -> None:
         if hasattr(self, PLACEHOLDER):
             delattr(self, PLACEHOLDER)
 
