@@ -274,3 +274,12 @@ def test_all_processes_have_the_same_buffers_whenever_a_model_is_completed(data,
     completed = [index for index, event in enumerate(events) if event == "second complete"]
     assert len(completed) == events.count("shared") == 2
     assert all(events[index - 1] == "shared" for index in completed)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+@pytest.mark.parametrize("action", ["fit", "test"])
+def test_a_precision_of_the_weights_is_refused_in_a_sentence(data, make_engine, precision, action):
+    """Any model of anomalib's ends in an error of a convolution or a linear layer."""
+    message = f"trainer.precision={precision} converts the weights, but anomalib's images stay float32: take bf16-mixed"
+    with pytest.raises(ValueError, match=message):
+        getattr(make_engine(precision=precision), action)(TwoStages(), datamodule=data)

@@ -68,3 +68,17 @@ def check_max_epochs(max_epochs: int | None, lengths: Mapping[str, int], first_e
             last,
         )
     return max_epochs
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Weights in another precision than float32 are none of anomalib's: its batches stay float32, whatever the trainer.
+
+    Raises:
+        ValueError: If the trainer would convert them.
+    """
+    if trainer.precision in {"64-true", "16-true", "bf16-true"}:
+        msg = (
+            f"trainer.precision={trainer.precision} converts the weights, but anomalib's images stay float32: take "
+            "bf16-mixed or 16-mixed, which compute in half precision, or leave it out."
+        )
+        raise ValueError(msg)

@@ -26,6 +26,7 @@ from .run_folder import number_latest
 from .seeds import seed_epoch
 from .stage_bar import stage_progress_bar
 from .stage_runner import StageRunner
+from .trainer_limits import check_precision
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -49,8 +50,13 @@ class Training(Contract):
         return [*callbacks, LastEpoch()] if self.trainer.checkpoint_callbacks else callbacks
 
     def setup(self, stage: str) -> None:
-        """Write checkpoints that a killed run cannot damage; at the start of ``fit``, seed and initialise."""
+        """Write checkpoints that a killed run cannot damage; at the start of ``fit``, seed and initialise.
+
+        Raises:
+            ValueError: If the trainer has a precision that anomalib cannot compute in.
+        """
         super().setup(stage)
+        check_precision(self.trainer)
         self._remove_placeholder()  # of a training that failed, after which no teardown is called
         from .checkpoint_io import made_atomic  # noqa: PLC0415 - with anomalib's engine, which is there by now
 
