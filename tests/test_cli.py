@@ -45,7 +45,7 @@ def weights(tmp_path):
     return "tiny.safetensors"
 
 
-def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
+def test_train_test_predict(anomalib, voc, weights, tmp_path, caplog):
     data = ["--data", "SemanticVOC", "--data.root", voc, "--data.category", "dog"]
     small = ["--data.train_batch_size", "4", "--data.num_workers", "0"]
     with caplog.at_level(logging.INFO):
@@ -89,10 +89,6 @@ def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
     assert set(tested.true_label) == {"normal", "novel"}
     assert tested.p_value.between(0, 1).all()
     assert "False alarms: " in caplog.text
-
-    if pytest.importorskip("openvino"):
-        anomalib("export", "--model", "Defend", "--ckpt_path", ckpt, "--export_type", "openvino")
-        assert list((tmp_path / "results").rglob("openvino/model.xml"))
 
 
 def test_nearest_neighbours(anomalib, voc, weights):

@@ -60,6 +60,7 @@ def export(tmp_path):
     return import_module("measurements.scoring").make_model("DN2", MINIATURE).to_openvino(tmp_path)
 
 
+@pytest.mark.slow
 def test_deployment(program, export, voc):
     images = voc / "JPEGImages"
     printed = program("measurements.deployment", "--xml", export, "--images", images, "--count", 4, "--rounds", 1)
