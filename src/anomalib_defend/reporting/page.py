@@ -59,7 +59,7 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
     if not scored:
         msg = f"{to_text(str(run.table))} holds no scored image: test or predict first."
         raise ValueError(msg)
-    threshold = figures.threshold_of(scored)
+    threshold = figures.threshold_of(scored, run.calibration)
     shown = chosen(scored, threshold)
     pictures = dict(zip(shown, encoded([scored[index] for index in shown], run.table.parent), strict=True))
     out = run.table.with_name("report.html") if out is None else out
