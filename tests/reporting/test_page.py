@@ -30,6 +30,20 @@ def test_the_sentence(report, rows) -> None:
     assert report.sentence in report.path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"category": "dog", "setting": "uni_class"}, "do not show “dog”, says"),
+        ({"categories": ["cat", "dog"], "setting": "uni_class"}, "do not show “cat” or “dog”, says"),
+        ({"categories": ["dog"], "setting": "leave_one_out"}, "are novel, says"),
+        ({"name": "MVTecAD", "category": "bottle"}, "are novel, says"),  # its novel images are of bottles, too
+    ],
+)
+def test_what_the_novel_images_are_said_to_be(tmp_path, data, words) -> None:
+    write_run(tmp_path, make_rows(20), data=data)
+    assert words in write_report(tmp_path).sentence
+
+
 def test_what_was_run(report) -> None:
     page = report.path.read_text()
     for words in (
