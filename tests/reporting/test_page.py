@@ -25,7 +25,7 @@ def test_the_sentence(report, rows) -> None:
         f"Of 80 images {novel} do not show “dog”, says the model; about 5 of 100 normal images are expected to be "
         f"called novel (95 % interval {hundred.low:.0f} to {hundred.high:.0f}). Of the 40 normal ones "
         f"{wrong.count(False)} were called novel (2.0 expected, 95 % interval {forty.low:.0f} to {forty.high:.0f}); of "
-        f"the 40 novel ones {wrong.count(True)} were missed."
+        f"the 40 novel ones {wrong.count(True)} were missed. 1 image could not be scored."
     )
     assert report.sentence in report.path.read_text()
 
@@ -42,6 +42,28 @@ def test_the_sentence(report, rows) -> None:
 def test_what_the_novel_images_are_said_to_be(tmp_path, data, words) -> None:
     write_run(tmp_path, make_rows(20), data=data)
     assert words in write_report(tmp_path).sentence
+
+
+@pytest.mark.parametrize(
+    ("truth", "words"), [(False, "normal ones {} were called novel"), (True, "novel ones {} were missed")]
+)
+def test_a_test_of_one_kind_of_images(tmp_path, truth, words) -> None:
+    rows = [row for row in make_rows(20) if row.true_label is truth]
+    write_run(tmp_path, rows)
+    found = write_report(tmp_path)
+    assert f" Of the 10 {words.format(sum(row.label is not truth for row in rows))}" in found.sentence
+    assert "of the 0" not in found.sentence
+    assert 'id="roc"' not in found.path.read_text()
+
+
+def test_images_without_a_score_are_counted(tmp_path) -> None:
+    write_run(tmp_path, [*make_rows(1), *(Row(f"{number}.png", error="the file is empty") for number in range(203))])
+    found = write_report(tmp_path)
+    assert found.sentence.startswith("Of 1 image ")
+    assert found.sentence.endswith(" 203 images could not be scored.")
+    page = found.path.read_text()
+    assert "<h3>203 images could not be scored</h3>" in page
+    assert "<li>and 3 more: see the table</li>" in page
 
 
 def test_what_was_run(report) -> None:

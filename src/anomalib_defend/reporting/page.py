@@ -63,7 +63,8 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
     shown = chosen(scored, threshold)
     pictures = dict(zip(shown, encoded([scored[index] for index in shown], run.table.parent), strict=True))
     out = run.table.with_name("report.html") if out is None else out
-    sentence = verdict(scored, run)
+    errors = [row for row in rows if not _is_number(row.score)]
+    sentence = verdict(scored, run, len(errors))
     write_page(
         out,
         "report",
@@ -72,14 +73,30 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
         sentence=sentence,
         curves=figures.curves(scored),
         histogram=figures.histogram(scored, threshold),
-        errors=[row for row in rows if not _is_number(row.score)],
+        errors=errors,
         selection=_selection(scored, shown, pictures),
     )
     return Report(out, run.table, len(scored), sum(picture is not None for picture in pictures.values()), sentence)
 
 
-def verdict(rows: Sequence[Row], run: Run) -> str:
-    """The outcome in a sentence or two, with the number of false alarms that is expected."""
+def verdict(rows: Sequence[Row], run: Run, unscored: int = 0) -> str:
+    """The outcome in a few sentences, with the number of false alarms that is expected.
+
+    Args:
+        rows: The scored images.
+        run: Theirs.
+        unscored: How many others there are.
+    """
+    labelled = any(row.label is not None for row in rows)
+    sentences = [_called(rows, run), _mistaken(rows, run)] if labelled else []
+    if not labelled:
+        sentences.append(f"{_images(len(rows))} with a score and no verdict: the model gives no labels.")
+    if unscored:
+        sentences.append(f"{_images(unscored)} could not be scored.")
+    return " ".join(filter(None, sentences))
+
+
+def _called(rows: Sequence[Row], run: Run) -> str:
     novel = sum(row.label is True for row in rows)
     names = run.normal_categories()
     does = (
@@ -89,27 +106,30 @@ def verdict(rows: Sequence[Row], run: Run) -> str:
         if novel == 1
         else "are novel"
     )
-    if all(row.label is None for row in rows):
-        return f"{len(rows)} images have a score, and no verdict: the model gives no labels."
-    sentence = f"Of {len(rows)} images {novel} {does}, says the model"
+    sentence = f"Of {_images(len(rows))} {novel} {does}, says the model"
     if run.calibration is None:
-        sentence += (
-            "; how many false alarms were to be expected is not known, since the run keeps no validation scores."
-        )
-    else:
-        hundred = run.calibration.expected_count(100)
-        sentence += (
-            f"; about {hundred.mean:.0f} of 100 normal images are expected to be called novel "
-            f"(95 % interval {hundred.low:.0f} to {hundred.high:.0f})."
-        )
-    normal, abnormal = ([row for row in rows if row.true_label is truth] for truth in (False, True))
+        unknown = "how many false alarms were to be expected is not known, since the run keeps no validation scores"
+        return f"{sentence}; {unknown}."
+    hundred = run.calibration.expected_count(100)
+    return (
+        f"{sentence}; about {hundred.mean:.0f} of 100 normal images are expected to be called novel "
+        f"(95 % interval {hundred.low:.0f} to {hundred.high:.0f})."
+    )
+
+
+def _mistaken(rows: Sequence[Row], run: Run) -> str:
+    """False alarms and misses; empty where it is not known what the images are."""
+    normal, novel = ([row for row in rows if row.true_label is truth] for truth in (False, True))
+    clauses = []
     if normal:
-        sentence += f" Of the {len(normal)} normal ones {sum(map(is_mistake, normal))} were called novel"
+        clauses.append(f"of the {len(normal)} normal ones {sum(map(is_mistake, normal))} were called novel")
         if run.calibration is not None:
             expected = run.calibration.expected_count(len(normal))
-            sentence += f" ({expected.mean:.1f} expected, 95 % interval {expected.low:.0f} to {expected.high:.0f})"
-        sentence += f"; of the {len(abnormal)} novel ones {sum(map(is_mistake, abnormal))} were missed."
-    return sentence
+            interval = f"95 % interval {expected.low:.0f} to {expected.high:.0f}"
+            clauses[0] += f" ({expected.mean:.1f} expected, {interval})"
+    if novel:
+        clauses.append(f"of the {len(novel)} novel ones {sum(map(is_mistake, novel))} were missed")
+    return f"O{'; '.join(clauses)[1:]}." if clauses else ""
 
 
 def _data(
@@ -158,6 +178,10 @@ def _categories(row: Row) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return " or ".join(f"“{name}”" for name in names)
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _is_number(value: float | None) -> bool:
