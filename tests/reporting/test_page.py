@@ -123,6 +123,14 @@ def test_a_run_of_an_older_version(tmp_path) -> None:
     assert "about 5 of 100" in write_report(table, model=saved).sentence
 
 
+def test_a_model_of_another_threshold_is_refused(tmp_path) -> None:
+    table = write_run(tmp_path / "run", make_rows(20))
+    moved = tmp_path / "moved.calibration.json"
+    calibration().moved(0.2).save(moved)
+    with pytest.raises(ValueError, match=r"moved\.calibration\.json has the threshold 0\.\d+, .*test\.csv was made"):
+        write_report(table, model=moved)
+
+
 def test_the_image_itself_is_shown_where_there_is_no_picture(tmp_path) -> None:
     draw(tmp_path / "a.png", 0)
     row = Row(str(tmp_path / "a.png"), 0.5, False, box=(10, 10, 60, 60), picture="images/removed.png")

@@ -51,7 +51,7 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
 
     Raises:
         FileNotFoundError: If there is no table.
-        ValueError: If it holds no score, or its labels do not follow from its scores.
+        ValueError: If it holds no score, its labels do not follow from its scores, or ``model`` has another threshold.
     """
     run = find_run(source, model)
     rows = read_table(run.table)
@@ -59,6 +59,8 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
     if not scored:
         msg = f"{to_text(str(run.table))} holds no scored image: test or predict first."
         raise ValueError(msg)
+    if model is not None:
+        _check_threshold(scored, run, model)
     threshold = figures.threshold_of(scored, run.calibration)
     shown = chosen(scored, threshold)
     pictures = dict(zip(shown, encoded([scored[index] for index in shown], run.table.parent), strict=True))
@@ -77,6 +79,20 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
         selection=_selection(scored, shown, pictures),
     )
     return Report(out, run.table, len(scored), sum(picture is not None for picture in pictures.values()), sentence)
+
+
+def _check_threshold(rows: Sequence[Row], run: Run, model: Path) -> None:
+    """Refuse a model that has not made the table: what its validation scores promise is of another threshold."""
+    told = next((row.threshold for row in rows if row.threshold is not None), None)
+    if told is None or run.calibration is None:
+        return
+    known = run.calibration.label_threshold
+    if not math.isclose(told, known, rel_tol=1e-6, abs_tol=1e-9):
+        msg = (
+            f"{to_text(str(model))} has the threshold {known:.6g}, {to_text(str(run.table))} was made with {told:.6g}: "
+            "give the model that made the table."
+        )
+        raise ValueError(msg)
 
 
 def verdict(rows: Sequence[Row], run: Run, unscored: int = 0) -> str:
