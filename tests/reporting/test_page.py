@@ -118,6 +118,7 @@ def test_a_run_of_an_older_version(tmp_path) -> None:
     facts = dict(find_run(tmp_path / "run").facts())
     assert (facts["Model"], facts["Encoder"], facts["Checkpoint"]) == ("DN2", "x", "m.ckpt")
     assert "is not known" in write_report(table).sentence
+    assert "There is no test.json beside test.csv: the run was stopped" in write_report(table).sentence
     saved = tmp_path / "model.calibration.json"
     calibration().save(saved)
     assert "about 5 of 100" in write_report(table, model=saved).sentence

@@ -109,6 +109,7 @@ def verdict(rows: Sequence[Row], run: Run, unscored: int = 0) -> str:
         sentences.append(f"{_images(len(rows))} with a score and no verdict: the model gives no labels.")
     if unscored:
         sentences.append(f"{_images(unscored)} could not be scored.")
+    sentences.append(run.unfinished())
     return " ".join(filter(None, sentences))
 
 

@@ -74,6 +74,16 @@ class Run:
         }
         return [(name, to_text(str(value))) for name, value in known.items() if value not in {None, ""}]
 
+    def unfinished(self) -> str:
+        """What the table may lack; empty where a run has left its description, which is the last that it does."""
+        path = description_path(self.table)
+        if path.is_file():
+            return ""
+        return (
+            f"There is no {to_text(path.name)} beside {to_text(self.table.name)}: the run was stopped before its end, "
+            "is of an older version, or the file was left behind."
+        )
+
     def unknown(self) -> list[str]:
         """What a reader would look for, and is not known."""
         content = self.content
