@@ -12,7 +12,7 @@ from PIL import Image
 from anomalib_defend import ObjectPrototypes
 from anomalib_defend.app.judging import Judge, Judged
 from anomalib_defend.app.page import judged
-from anomalib_defend.app.view import view
+from anomalib_defend.app.view import GONE, view
 from anomalib_defend.commands import main
 from anomalib_defend.decision import p_value
 
@@ -93,6 +93,20 @@ def test_an_image_is_judged_once(judge, images) -> None:
     first, second = judged(judge, list(map(str, images[:2])), images[0].parent, before)
     assert first is before[0]
     assert second.raw != 9.0
+
+
+def test_a_verdict_outlives_the_dropped_file(judge, images, tmp_path) -> None:
+    """Gradio removes dropped files after an hour; the threshold still moves."""
+    dropped = [tmp_path / path.name for path in images[:2]]
+    for path, image in zip(dropped, images, strict=False):
+        path.write_bytes(image.read_bytes())
+    found = judged(judge, list(map(str, dropped)), tmp_path)
+    dropped[0].unlink()
+    shown = view(found, judge.calibration.moved(0.5))
+    assert "of 2 images" in shown.sentence
+    assert {row[0]: row[4] for row in shown.table} == {dropped[0].name: GONE, dropped[1].name: ""}
+    assert all(row[1] and row[2] and row[3] for row in shown.table)
+    assert [words.partition(":")[0] for _, words in shown.pictures] == [dropped[1].name]
 
 
 def test_a_model_that_is_none(tmp_path, capsys) -> None:
