@@ -1,5 +1,6 @@
 """What the app says of an image is what the engine says, for a checkpoint and for its exports."""
 
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_a_verdict_outlives_the_dropped_file(judge, images, tmp_path) -> None:
     assert {row[0]: row[4] for row in shown.table} == {dropped[0].name: GONE, dropped[1].name: ""}
     assert all(row[1] and row[2] and row[3] for row in shown.table)
     assert [words.partition(":")[0] for _, words in shown.pictures] == [dropped[1].name]
+
+
+@pytest.mark.parametrize("rate", [0.0004, 0.05, 0.7])
+def test_the_slider_takes_the_models_own_rate(judge, tmp_path, rate) -> None:
+    """Gradio refuses to do anything with a slider's value outside of its ends."""
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
+    from anomalib_defend.app.page import build
+
+    page = build(SimpleNamespace(calibration=judge.calibration.moved(rate), map_note=""), tmp_path)
+    (slider,) = [block for block in page.blocks.values() if isinstance(block, gradio.Slider)]
+    assert slider.value == slider.preprocess(rate) == rate
 
 
 def test_a_model_that_is_none(tmp_path, capsys) -> None:

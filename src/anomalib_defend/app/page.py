@@ -75,6 +75,7 @@ def build(judge: Judge, folder: Path) -> Blocks:
     import gradio as gr  # noqa: PLC0415 - optional extra, and seconds
 
     calibration = judge.calibration
+    least = min(0.001, calibration.target_fpr)
 
     def outputs(found: View) -> tuple[Any, ...]:
         return found.sentence, found.promise, found.table, found.pictures
@@ -97,9 +98,9 @@ def build(judge: Judge, folder: Path) -> Blocks:
             with gr.Column(scale=1):
                 files = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="files")
                 target = gr.Slider(
-                    minimum=0.001,
+                    minimum=least,
                     maximum=max(0.5, calibration.target_fpr),
-                    step=0.001,
+                    step=least,
                     value=calibration.target_fpr,
                     label="Threshold: share of new normal images that may be called novel (target_fpr)",
                     elem_id="target",
