@@ -12,7 +12,7 @@ from PIL import Image
 
 from anomalib_defend import ObjectPrototypes
 from anomalib_defend.app.judging import Judge, Judged
-from anomalib_defend.app.page import judged
+from anomalib_defend.app.page import MOST_IMAGES, judged
 from anomalib_defend.app.view import GONE, view
 from anomalib_defend.commands import main
 from anomalib_defend.decision import p_value
@@ -108,6 +108,11 @@ def test_a_verdict_outlives_the_dropped_file(judge, images, tmp_path) -> None:
     assert {row[0]: row[4] for row in shown.table} == {dropped[0].name: GONE, dropped[1].name: ""}
     assert all(row[1] and row[2] and row[3] for row in shown.table)
     assert [words.partition(":")[0] for _, words in shown.pictures] == [dropped[1].name]
+
+
+def test_no_more_images_than_it_says(judge, images) -> None:
+    before = [Judged(images[0].with_name(f"{number}.png"), raw=1.0) for number in range(MOST_IMAGES + 1)]
+    assert judged(judge, [str(one.path) for one in before], images[0].parent, before) == before[:MOST_IMAGES]
 
 
 @pytest.mark.parametrize("rate", [0.0004, 0.05, 0.7])
