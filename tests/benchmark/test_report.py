@@ -128,7 +128,7 @@ def _mean_text(by_hand, model):
 
 def test_failed_and_missing_cells_are_shown(results, capsys):
     scores = {("DN2", "dog", 0): make_scores(0, 1), ("DN2", "dog", 1): make_scores(1, 1)}
-    scores |= {("A", "dog", 0): "ValueError: no | such thing", ("A", "dog", 1): make_scores(2, 2)}
+    scores |= {("A", "dog", 0): "ValueError: no | such\nthing", ("A", "dog", 1): make_scores(2, 2)}
     scores |= {("A", "cat", 0): None, ("DN2", "cat", 0): make_scores(3, 1)}
     folder = results(scores)
     assert main(["benchmark", "report", str(folder)]) == 0
