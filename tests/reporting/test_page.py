@@ -142,6 +142,21 @@ def test_the_image_itself_is_shown_where_there_is_no_picture(tmp_path) -> None:
     assert none is None
 
 
+def test_images_that_are_gone_have_no_picture(tmp_path, monkeypatch) -> None:
+    """Of many, too, where the page says which were chosen."""
+    for name, count in (("ALL", 10), ("SHOWN", 6), ("MISTAKES", 3)):
+        monkeypatch.setattr(pictures, name, count)
+    rows = make_rows(20)
+    rows[0].path = str(tmp_path / "there.png")
+    rows[0].score, rows[0].label = 0.5, False  # at the threshold: it is chosen
+    draw(tmp_path / "there.png", 0)
+    write_run(tmp_path, rows)
+    found = write_report(tmp_path)
+    assert found.pictures == 1
+    words = r"Of 20 images 1 have a picture: 0 of the \d+ mistakes .* without\. 5 images could be read no more"
+    assert re.search(words, found.path.read_text())
+
+
 def test_image_and_heat_map_are_cut_out_of_a_picture(tmp_path, finished, rows) -> None:
     (shown,) = pictures.encoded(rows[:1], finished)
     assert all(shown)

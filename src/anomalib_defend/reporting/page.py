@@ -178,15 +178,18 @@ def _data(
 
 def _selection(rows: Sequence[Row], shown: Sequence[int], pictures: dict[int, Any]) -> str:
     """Which images have a picture, where not all have."""
-    if len(shown) == len(rows):
-        absent = sum(picture is None for picture in pictures.values())
-        return f"{absent} images could be read no more, and have no picture." if absent else ""
-    wrong = sum(map(is_mistake, rows))
-    with_picture = sum(is_mistake(rows[index]) for index in shown)
-    return (
-        f"Of {len(rows)} images {len(shown)} have a picture: {with_picture} of the {wrong} mistakes and the images "
-        "nearest to the threshold. The others are listed without."
-    )
+    drawn = [index for index in shown if pictures[index] is not None]
+    absent = len(shown) - len(drawn)
+    unread = f"{_images(absent)} could be read no more, and {'has' if absent == 1 else 'have'} no picture."
+    sentences = [unread] if absent else []
+    if len(shown) < len(rows):
+        wrong, with_picture = sum(map(is_mistake, rows)), sum(is_mistake(rows[index]) for index in drawn)
+        sentences.insert(
+            0,
+            f"Of {len(rows)} images {len(drawn)} have a picture: {with_picture} of the {wrong} mistakes and the images "
+            "nearest to the threshold. The others are listed without.",
+        )
+    return " ".join(sentences)
 
 
 def _categories(row: Row) -> list[str]:
