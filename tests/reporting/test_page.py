@@ -240,6 +240,13 @@ def test_what_is_no_run_is_named(tmp_path, name, message) -> None:
         write_report(tmp_path / name)
 
 
+@pytest.mark.parametrize("content", [{"format": 2}, {"format": 1, "image": None}, [1]])
+def test_a_calibration_that_cannot_be_read_is_named(tmp_path, content) -> None:
+    write_run(tmp_path, make_rows(4), calibration=content)
+    with pytest.raises(ValueError, match=r"calibration in .*test\.json cannot be read .*: give --model"):
+        find_run(tmp_path)
+
+
 def test_the_newest_table_is_taken(tmp_path) -> None:
     for name in ("test", "predictions", "test-1"):
         write_run(tmp_path, make_rows(4), name)

@@ -122,8 +122,16 @@ def find_run(path: Path, model: Path | None = None) -> Run:
     if model is not None:
         run.calibration = Calibration.load(model) if model.suffix == ".json" else open_model(model).calibration()
     elif run.content.get("calibration"):
-        run.calibration = Calibration.from_content(run.content["calibration"])
+        run.calibration = _calibration(run.table, run.content["calibration"])
     return run
+
+
+def _calibration(table: Path, content: dict[str, Any]) -> Calibration:
+    try:
+        return Calibration.from_content(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"The calibration in {to_text(str(description_path(table)))} cannot be read ({error!r}): give --model."
+        raise ValueError(msg) from error
 
 
 def _find_table(path: Path) -> Path:
