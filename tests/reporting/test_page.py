@@ -222,6 +222,14 @@ def test_the_command(finished, tmp_path, capsys) -> None:
     assert out.is_file()
 
 
+def test_the_command_in_a_folder_whose_name_is_no_utf8(tmp_path, capsys) -> None:
+    folder = tmp_path / b"St\xfcck".decode("utf-8", "surrogateescape")
+    write_run(folder, make_rows(4))
+    assert main(["report", str(folder)]) == 0
+    assert r"St\xfcck/report.html (" in capsys.readouterr().out
+    assert (folder / "report.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
