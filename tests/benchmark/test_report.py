@@ -280,6 +280,17 @@ def test_no_results(tmp_path, capsys):
     assert "holds no results" in capsys.readouterr().err
 
 
+def test_the_ending_says_what_is_written(results, tmp_path, capsys):
+    folder = results({("DN2", "dog", 0): make_scores(0, 1)})
+    out = tmp_path / "new" / "table.md"
+    assert main(["benchmark", "report", str(folder), "--out", str(out)]) == 0
+    assert f"Written: {out}" in capsys.readouterr().out
+    assert out.read_text() == markdown(Table([folder]))
+    assert main(["benchmark", "report", str(folder), "--out", str(out.with_suffix(".pdf"))]) == 1
+    assert "table.pdf must end with .html or .md" in capsys.readouterr().err
+    assert not out.with_suffix(".pdf").exists()
+
+
 def test_another_reference(results):
     folder = results({("DN2", "dog", 0): make_scores(0, 1), ("A", "dog", 0): make_scores(1, 2)})
     other = Table([folder], "A")
