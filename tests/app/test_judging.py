@@ -131,6 +131,13 @@ def test_a_model_that_is_none(tmp_path, capsys) -> None:
     assert "absent.ckpt does not exist: give a checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["0", "70000", "x"])
+def test_a_port_that_is_none(tmp_path, capsys, port) -> None:
+    with pytest.raises(SystemExit):
+        main(["app", str(tmp_path), "--port", port])
+    assert "port" in capsys.readouterr().err
+
+
 def test_the_command_serves_the_page(trained, monkeypatch) -> None:
     """Without waiting for the interruption that ends it."""
     pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
