@@ -2,7 +2,7 @@
 
 import re
 
-from documents import DOCUMENTS, PACKAGE, name
+from documents import DOCUMENTS, PACKAGE, ROOT, name
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
@@ -18,3 +18,11 @@ def test_a_document_that_needs_a_clone_says_so() -> None:
         text = document.read_text(encoding="utf-8")
         if re.search(r"python -m measurements|--config configs/|--data configs/|\bmake [a-z]", text):
             assert re.search(r"\bclone\b", text), f"{name(document)} does not say that it needs a clone"
+
+
+def test_start_here_names_what_every_extra_is_for() -> None:
+    described = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    extras = set(re.findall(r"^(\w+) = \[", described.partition("\n[")[0], re.MULTILINE)) - {"dev", "docs"}
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extras
+    assert set(told) == extras

@@ -68,6 +68,7 @@ def test_deployment(program, export, voc):
     assert rows[0]["times"] == 1
     assert len(rows) == 3
     assert all(row["largest difference"] < 1e-5 for row in rows)
+    assert not list(Path().rglob("*.blob"))  # no loop keeps compiled models unless it is asked to
 
 
 @pytest.mark.slow

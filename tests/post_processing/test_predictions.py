@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_defend.decision import Calibration
 from anomalib_defend.post_processing import NormalQuantilePostProcessor, PredictionTable
+from anomalib_defend.post_processing.description import Run
 
 
 @pytest.fixture
@@ -175,6 +176,19 @@ def test_what_was_run_is_beside_the_table(trainer, tmp_path) -> None:
     assert content["command"] is None  # this is no command line
     assert {"Python", "anomalib", "torch"} <= content["versions"].keys()
     assert Calibration.from_content(content["calibration"]) == model.post_processor.calibration
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/x/bin/anomalib", "anomalib test 'a b'"),
+        ("/x/anomalib_defend/__main__.py", "python -m anomalib_defend test 'a b'"),
+        ("/x/bin/pytest", None),
+    ],
+)
+def test_the_command_can_be_run_again(monkeypatch, program, command) -> None:
+    monkeypatch.setattr("sys.argv", [program, "test", "a b"])
+    assert Run().content()["command"] == command
 
 
 def test_sensitivity_moves_the_threshold_of_the_table(trainer, tmp_path) -> None:

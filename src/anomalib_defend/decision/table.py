@@ -180,19 +180,26 @@ def read_table(path: Path) -> list[Row]:
     rows: list[Row] = []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        absent = [name for name in ("path", "score", "label") if name not in (reader.fieldnames or ())]
+        absent = [name for name in ("path", "score", "label") if name not in _names(reader)]
         if absent:
             msg = (
                 f"{to_text(str(path))} is no table of results, it has no column {', '.join(absent)}: give a test.csv "
-                "or predictions.csv of this version."
+                "or predictions.csv of this version, or the .csv of `anomalib-defend score`."
             )
             raise ValueError(msg)
         try:
             rows.extend(to_row(cells) for cells in reader)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, csv.Error) as error:
             msg = f"{to_text(str(path))}, line {reader.line_num}, cannot be read ({error}): test or predict anew."
             raise ValueError(msg) from error
     return rows
+
+
+def _names(reader: csv.DictReader[str]) -> Sequence[str]:
+    try:
+        return reader.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error):  # Parquet, a checkpoint, a picture
+        return ()
 
 
 def to_row(cells: Mapping[str, str]) -> Row:
