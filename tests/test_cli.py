@@ -108,6 +108,14 @@ def test_nearest_neighbours(anomalib, voc, weights):
     assert found.threshold.unique() == pytest.approx([known.moved(0.05).image.threshold])  # 0.05 is the default's value
     assert found.raw_score.is_monotonic_decreasing
     assert (found.selected == "yes").tolist() == select(found.p_value, 0.9).tolist()
+    (voc / "JPEGImages" / "broken.jpg").write_bytes(b"")
+    predict = anomalib(
+        "predict", "--model", "DN2", "--data", "PredictFolder", "--data.root", voc / "JPEGImages",
+        "--data.num_workers", "0", "--ckpt_path", train.engine.best_model_path, *TRAINER,
+    )  # fmt: skip
+    found = pd.read_csv(Path(predict.engine.trainer.default_root_dir) / "predictions.csv")
+    assert found.path.map(lambda path: Path(path).name).iloc[-1] == "broken.jpg"
+    assert found.error.notna().tolist() == [False] * (len(found) - 1) + [True]
 
 
 def test_several_categories(anomalib, voc):

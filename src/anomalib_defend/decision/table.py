@@ -157,7 +157,8 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
     """
     chosen: Sequence[bool] | None = None
     if target_fdr is not None:
-        chosen = select([1.0 if row.p_value is None else row.p_value for row in rows], target_fdr).tolist()
+        found = iter(select([row.p_value for row in rows if row.p_value is not None], target_fdr).tolist())
+        chosen = [row.p_value is not None and next(found) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: _novelty(rows[index])) if novel_first else range(len(rows))
     with open_table(path, "a") as file:
         writer = csv.writer(file)
