@@ -45,7 +45,7 @@ def weights(tmp_path):
     return "tiny.safetensors"
 
 
-def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
+def test_train_test_predict(anomalib, voc, weights, tmp_path, caplog):
     data = ["--data", "SemanticVOC", "--data.root", voc, "--data.category", "dog"]
     small = ["--data.train_batch_size", "4", "--data.num_workers", "0"]
     with caplog.at_level(logging.INFO):
@@ -90,10 +90,6 @@ def test_train_test_predict_export(anomalib, voc, weights, tmp_path, caplog):
     assert tested.p_value.between(0, 1).all()
     assert "False alarms: " in caplog.text
 
-    if pytest.importorskip("openvino"):
-        anomalib("export", "--model", "Defend", "--ckpt_path", ckpt, "--export_type", "openvino")
-        assert list((tmp_path / "results").rglob("openvino/model.xml"))
-
 
 def test_nearest_neighbours(anomalib, voc, weights):
     encoder = ["--model.backbone", "vit_digits_patch8_96", "--model.weights", weights, "--model.image_size", "32"]
@@ -112,6 +108,14 @@ def test_nearest_neighbours(anomalib, voc, weights):
     assert found.threshold.unique() == pytest.approx([known.moved(0.05).image.threshold])  # 0.05 is the default's value
     assert found.raw_score.is_monotonic_decreasing
     assert (found.selected == "yes").tolist() == select(found.p_value, 0.9).tolist()
+    (voc / "JPEGImages" / "broken.jpg").write_bytes(b"")
+    predict = anomalib(
+        "predict", "--model", "DN2", "--data", "PredictFolder", "--data.root", voc / "JPEGImages",
+        "--data.num_workers", "0", "--ckpt_path", train.engine.best_model_path, *TRAINER,
+    )  # fmt: skip
+    found = pd.read_csv(Path(predict.engine.trainer.default_root_dir) / "predictions.csv")
+    assert found.path.map(lambda path: Path(path).name).iloc[-1] == "broken.jpg"
+    assert found.error.notna().tolist() == [False] * (len(found) - 1) + [True]
 
 
 def test_several_categories(anomalib, voc):

@@ -1,5 +1,6 @@
 """What the app says of an image is what the engine says, for a checkpoint and for its exports."""
 
+from types import SimpleNamespace
 from urllib.request import urlopen
 
 import numpy as np
@@ -11,8 +12,8 @@ from PIL import Image
 
 from anomalib_defend import ObjectPrototypes
 from anomalib_defend.app.judging import Judge, Judged
-from anomalib_defend.app.page import judged
-from anomalib_defend.app.view import view
+from anomalib_defend.app.page import MOST_IMAGES, judged
+from anomalib_defend.app.view import GONE, view
 from anomalib_defend.commands import main
 from anomalib_defend.decision import p_value
 
@@ -95,9 +96,46 @@ def test_an_image_is_judged_once(judge, images) -> None:
     assert second.raw != 9.0
 
 
+def test_a_verdict_outlives_the_dropped_file(judge, images, tmp_path) -> None:
+    """Gradio removes dropped files after an hour; the threshold still moves."""
+    dropped = [tmp_path / path.name for path in images[:2]]
+    for path, image in zip(dropped, images, strict=False):
+        path.write_bytes(image.read_bytes())
+    found = judged(judge, list(map(str, dropped)), tmp_path)
+    dropped[0].unlink()
+    shown = view(found, judge.calibration.moved(0.5))
+    assert "of 2 images" in shown.sentence
+    assert {row[0]: row[4] for row in shown.table} == {dropped[0].name: GONE, dropped[1].name: ""}
+    assert all(row[1] and row[2] and row[3] for row in shown.table)
+    assert [words.partition(":")[0] for _, words in shown.pictures] == [dropped[1].name]
+
+
+def test_no_more_images_than_it_says(judge, images) -> None:
+    before = [Judged(images[0].with_name(f"{number}.png"), raw=1.0) for number in range(MOST_IMAGES + 1)]
+    assert judged(judge, [str(one.path) for one in before], images[0].parent, before) == before[:MOST_IMAGES]
+
+
+@pytest.mark.parametrize("rate", [0.0004, 0.05, 0.7])
+def test_the_slider_takes_the_models_own_rate(judge, tmp_path, rate) -> None:
+    """Gradio refuses to do anything with a slider's value outside of its ends."""
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed (the extra app)")
+    from anomalib_defend.app.page import build
+
+    page = build(SimpleNamespace(calibration=judge.calibration.moved(rate), map_note=""), tmp_path)
+    (slider,) = [block for block in page.blocks.values() if isinstance(block, gradio.Slider)]
+    assert slider.value == slider.preprocess(rate) == rate
+
+
 def test_a_model_that_is_none(tmp_path, capsys) -> None:
     assert main(["app", str(tmp_path / "absent.ckpt")]) == 1
     assert "absent.ckpt does not exist: give a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "x"])
+def test_a_port_that_is_none(tmp_path, capsys, port) -> None:
+    with pytest.raises(SystemExit):
+        main(["app", str(tmp_path), "--port", port])
+    assert "port" in capsys.readouterr().err
 
 
 def test_the_command_serves_the_page(trained, monkeypatch) -> None:

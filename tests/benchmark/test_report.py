@@ -128,7 +128,7 @@ def _mean_text(by_hand, model):
 
 def test_failed_and_missing_cells_are_shown(results, capsys):
     scores = {("DN2", "dog", 0): make_scores(0, 1), ("DN2", "dog", 1): make_scores(1, 1)}
-    scores |= {("A", "dog", 0): "ValueError: no | such thing", ("A", "dog", 1): make_scores(2, 2)}
+    scores |= {("A", "dog", 0): "ValueError: no | such\nthing", ("A", "dog", 1): make_scores(2, 2)}
     scores |= {("A", "cat", 0): None, ("DN2", "cat", 0): make_scores(3, 1)}
     folder = results(scores)
     assert main(["benchmark", "report", str(folder)]) == 0
@@ -278,6 +278,17 @@ def test_a_cell_in_several_folders_counts_once(results):
 def test_no_results(tmp_path, capsys):
     assert main(["benchmark", "report", str(tmp_path)]) == 1
     assert "holds no results" in capsys.readouterr().err
+
+
+def test_the_ending_says_what_is_written(results, tmp_path, capsys):
+    folder = results({("DN2", "dog", 0): make_scores(0, 1)})
+    out = tmp_path / "new" / "table.md"
+    assert main(["benchmark", "report", str(folder), "--out", str(out)]) == 0
+    assert f"Written: {out}" in capsys.readouterr().out
+    assert out.read_text() == markdown(Table([folder]))
+    assert main(["benchmark", "report", str(folder), "--out", str(out.with_suffix(".pdf"))]) == 1
+    assert "table.pdf must end with .html or .md" in capsys.readouterr().err
+    assert not out.with_suffix(".pdf").exists()
 
 
 def test_another_reference(results):

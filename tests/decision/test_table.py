@@ -114,3 +114,10 @@ def test_what_is_no_table_is_named(tmp_path, content, message) -> None:
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_table(path)
+
+
+def test_what_is_no_text_is_no_table(tmp_path) -> None:
+    path = tmp_path / "scores.parquet"
+    path.write_bytes(b"PAR1\x15\x04\xff\xfe\0\n")
+    with pytest.raises(ValueError, match=r"scores\.parquet is no table of results.* the \.csv of `anomalib-defend"):
+        read_table(path)

@@ -27,3 +27,11 @@ def test_words_that_the_fields_own_have_replaced_are_gone() -> None:
     for file in [*DOCUMENTS, *SETTINGS, *programs]:
         found = gone.search(file.read_text(encoding="utf-8"))
         assert found is None, f"{name(file)}: {found}"
+
+
+def test_start_here_names_what_every_extra_is_for() -> None:
+    described = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    extras = set(re.findall(r"^(\w+) = \[", described.partition("\n[")[0], re.MULTILINE)) - {"dev", "docs"}
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert extras
+    assert set(told) == extras

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 from html.parser import HTMLParser
 
 import pytest
@@ -15,16 +16,34 @@ ASSETS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "vide
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def asked():
+    """Hosts that the site's build has looked up or connected to."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, asked):
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
+
+    def refuse(*arguments, **_options):
+        asked.append(arguments)
+        raise OSError("refused by the test")
 
     folder = tmp_path_factory.mktemp("site")
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
     assert config.strict
-    build(config)  # a warning ends it: a link that leads nowhere, a page without a place, a parameter that is none
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        build(config)  # a warning ends it: a link that leads nowhere, a page without a place, a parameter that is none
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.mark.usefixtures("site")
+def test_nothing_is_fetched_for_the_build(asked):
+    assert not asked
 
 
 class Assets(HTMLParser):

@@ -60,6 +60,7 @@ def export(tmp_path):
     return import_module("measurements.scoring").make_model("DN2", MINIATURE).to_openvino(tmp_path)
 
 
+@pytest.mark.slow
 def test_deployment(program, export, voc):
     images = voc / "JPEGImages"
     printed = program("measurements.deployment", "--xml", export, "--images", images, "--count", 4, "--rounds", 1)
@@ -67,6 +68,7 @@ def test_deployment(program, export, voc):
     assert rows[0]["times"] == 1
     assert len(rows) == 3
     assert all(row["largest difference"] < 1e-5 for row in rows)
+    assert not list(Path().rglob("*.blob"))  # no loop keeps compiled models unless it is asked to
 
 
 @pytest.mark.slow

@@ -79,6 +79,19 @@ in_processes = pytest.mark.parametrize(
 )
 
 
+# what the base does alike for all: for four kinds of training in `make test`, for the others in `.ci/run`
+of_the_base = pytest.mark.parametrize(
+    "row",
+    rows(slow=lambda row: row.name not in {"Defend", "DN2", "ARNet", "MeanFeature"}),
+    indirect=True,
+    scope="module",
+)
+# torch's exporter takes 10 to 25 s; the graphs of both are that of DN2
+in_runtimes = pytest.mark.parametrize(
+    "row", rows(slow=lambda row: bool(row.variant) or row.name in {"MSAD", "PANDA"}), indirect=True, scope="module"
+)
+
+
 class Fitted(NamedTuple):
     """What a finished training has left; nothing changes it."""
 
@@ -218,6 +231,7 @@ def bad_checkpoints(fitted, tmp_path):
     }
 
 
+@of_the_base
 def test_bad_checkpoints_are_refused(fitted, bad_checkpoints, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path, (error, message) in bad_checkpoints.items():
@@ -349,6 +363,7 @@ def test_the_pass_over_the_normal_images_is_without_augmentations(fitted, tmp_pa
 # ------------------------------------------------------------------------------------------- unusual trainings
 
 
+@of_the_base
 def test_the_last_finished_epoch_is_on_disk(fitted, tmp_path):
     """Whatever the trainer is told."""
     best = partial(ModelCheckpoint, monitor="val_score", mode="max", save_top_k=1)
@@ -464,6 +479,7 @@ np.savez(out, **results)
 """
 
 
+@in_runtimes
 def test_exports_give_the_engines_predictions(fitted, exported, tmp_path):
     """In the runtimes without torch, in a batch and alone."""
     pytest.importorskip("onnxruntime")
@@ -495,6 +511,7 @@ def test_exports_give_the_engines_predictions(fitted, exported, tmp_path):
         np.testing.assert_allclose(together, alone, rtol=0, atol=rounding(24) if exact else BF16, err_msg=runtime)
 
 
+@in_runtimes
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (1000, 1000), (1, 1)], ids=str)
 def test_no_whole_number_of_an_export_needs_more_than_32_bits(exported, shape):
     """OpenVINO's CPU plugin computes int64 as int32; they are sums of powers of either side, largest at its end."""
@@ -511,6 +528,7 @@ def test_no_whole_number_of_an_export_needs_more_than_32_bits(exported, shape):
         assert largest < 1000 * 1000
 
 
+@in_runtimes
 def test_an_exported_model_trains_as_a_fresh_one(fitted, exported, tmp_path):
     model = exported[0]
     make_engine(tmp_path).fit(model, datamodule=fitted.data)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomalib_defend.decision import Calibration
 from anomalib_defend.post_processing import NormalQuantilePostProcessor, PredictionTable
+from anomalib_defend.post_processing.description import Run
 
 
 @pytest.fixture
@@ -128,9 +129,6 @@ def test_a_run_that_is_stopped_leaves_what_it_had(trainer, tmp_path) -> None:
 def test_sorted_selected_and_with_errors(trainer, tmp_path, caplog) -> None:
     table = PredictionTable(novel_first=True, target_fdr=0.3)
     model = model_of(*[index / 100 for index in range(99)])
-    table.on_predict_start(trainer, model)
-    table.add_error(1, "broken.png", "the file is empty")
-    table._path.unlink()
     with caplog.at_level(logging.INFO):
         run(table, trainer, model, [0.0, 2.0, 0.5], stage="predict")
     assert "target_fdr=0.3 selects 1 of 3 images." in caplog.messages
@@ -141,13 +139,17 @@ def test_sorted_selected_and_with_errors(trainer, tmp_path, caplog) -> None:
         PredictionTable(target_fdr=2)
 
 
-def test_an_image_that_could_not_be_scored_is_named(trainer, tmp_path) -> None:
-    table, model = PredictionTable(), model_of(0.1, 0.2)
-    table.on_predict_start(trainer, model)
-    table.add_error(0, "broken.png", "the file is empty")
-    table.on_predict_end(trainer, model)
+@pytest.mark.parametrize("novel_first", [False, True])
+def test_files_that_the_data_leave_out_are_named(trainer, tmp_path, novel_first, caplog) -> None:
+    trainer.datamodule = SimpleNamespace(unusable={"broken.png": "the file is empty"})
+    with caplog.at_level(logging.INFO):
+        table = PredictionTable(novel_first, target_fdr=0.9 if novel_first else None)
+        run(table, trainer, model_of(0.1, 0.2), [0.3, 0.4], stage="predict")
     found = pd.read_csv(tmp_path / "predictions.csv")
-    assert found[["path", "error"]].to_numpy().tolist() == [["broken.png", "the file is empty"]]
+    assert found.path.tolist() == (["1.png", "0.png"] if novel_first else ["0.png", "1.png"]) + ["broken.png"]
+    assert found.error.tolist()[-1] == "the file is empty"
+    assert found.score.isna().tolist() == [False, False, True]
+    assert "2 of 2 images are novel." in caplog.messages
 
 
 def test_earlier_tables_stay(trainer, tmp_path) -> None:
@@ -175,6 +177,19 @@ def test_what_was_run_is_beside_the_table(trainer, tmp_path) -> None:
     assert content["command"] is None  # this is no command line
     assert {"Python", "anomalib", "torch"} <= content["versions"].keys()
     assert Calibration.from_content(content["calibration"]) == model.post_processor.calibration
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/x/bin/anomalib", "anomalib test 'a b'"),
+        ("/x/anomalib_defend/__main__.py", "python -m anomalib_defend test 'a b'"),
+        ("/x/bin/pytest", None),
+    ],
+)
+def test_the_command_can_be_run_again(monkeypatch, program, command) -> None:
+    monkeypatch.setattr("sys.argv", [program, "test", "a b"])
+    assert Run().content()["command"] == command
 
 
 def test_sensitivity_moves_the_threshold_of_the_table(trainer, tmp_path) -> None:

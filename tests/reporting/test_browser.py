@@ -242,3 +242,30 @@ def test_a_page_without_labels(browser, tmp_path) -> None:
         assert number(page, "called") == 20
         assert page.locator("figure .none").count() == 20
         assert not page.said
+
+
+def test_small_scores_are_told_apart(browser, tmp_path) -> None:
+    """As of a model with ``enable_normalization=False``."""
+    rows = make_rows(20)
+    for row in rows:
+        row.threshold *= 1e-6
+        row.score = row.raw_score = 1e-6 * row.raw_score
+    write_run(tmp_path, rows, calibration=None)
+    found = write_report(tmp_path)
+    with browsing.opened(browser, found.path.as_uri()) as page:
+        assert float(page.inner_text("#threshold")) == pytest.approx(rows[0].threshold, rel=1e-2)
+        assert number(page, "called") == sum(row.label for row in rows)
+        scores = [re.search(r"score (-?[\d.]+)", text)[1] for text in page.locator("figcaption").all_inner_texts()]
+        assert len(set(scores)) == 20
+
+
+def test_a_run_without_threshold_has_none_to_go_back_to(browser, tmp_path) -> None:
+    rows = make_rows(20)
+    for row in rows:
+        row.label = row.threshold = None
+    write_run(tmp_path, rows, calibration=None)
+    with browsing.opened(browser, write_report(tmp_path).path.as_uri()) as page:
+        assert not page.is_visible("#reset")
+        assert page.inner_text("#verdict").startswith("20 images with a score and no verdict")
+        assert "not known" in page.inner_text("#expected")
+        assert not page.said

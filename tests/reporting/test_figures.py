@@ -1,5 +1,7 @@
 """The report's figures are scikit-learn's, and its threshold is the one that the labels follow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
@@ -66,6 +68,7 @@ def rows_of(*scores, labels, **known):
     [
         (rows_of(0.2, 0.5, 0.7, labels=[False, False, True], raw_score=1.0, threshold=9.0), 0.5),
         (rows_of(2, 3, 4, labels=[False, False, True], threshold=3.5), 3.5),  # raw scores
+        ([Row("", score, score > 3.5, score, threshold=3.5) for score in (2.0, 3.0, 9.0)], 3.5),  # the same, kept twice
         (rows_of(0.1, 0.2, 0.4, labels=[False, True, True], raw_score=1.0), pytest.approx(0.15)),  # a sensitivity
         (rows_of(0.1, 0.2, labels=[None, None]), None),
         (rows_of(0.6, 0.7, labels=[False, False], raw_score=1.0), 0.7),
@@ -74,6 +77,22 @@ def rows_of(*scores, labels, **known):
 def test_the_threshold_is_the_one_that_the_labels_follow(rows, threshold) -> None:
     assert threshold_of(rows) == threshold
     assert threshold is None or all(row.label is (row.score > threshold_of(rows)) for row in rows)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("sensitivity", [0.5, 0.7])
+def test_the_threshold_is_the_calibrations(normalized, sensitivity) -> None:
+    """Of few images the middle lies elsewhere: the page would expect other false alarms than the verdict."""
+    known = replace(calibration(), normalized=normalized, sensitivity=sensitivity)
+    raw = np.linspace(0, 1.2, 7)
+    scores = known.image.scaled(raw) if normalized else raw
+    rows = [
+        Row("", float(score), bool(value > known.label_threshold), float(value))
+        for score, value in zip(scores, raw, strict=True)
+    ]
+    threshold = threshold_of(rows, known)
+    assert threshold == (1 - sensitivity if normalized else known.label_threshold)
+    assert 1 + sum(score > threshold for score in validation_scores(known)) == known.rank
 
 
 def test_labels_of_two_models_are_refused() -> None:

@@ -25,9 +25,45 @@ def test_the_sentence(report, rows) -> None:
         f"Of 80 images {novel} do not show “dog”, says the model; about 5 of 100 normal images are expected to be "
         f"called novel (95 % interval {hundred.low:.0f} to {hundred.high:.0f}). Of the 40 normal ones "
         f"{wrong.count(False)} were called novel (2.0 expected, 95 % interval {forty.low:.0f} to {forty.high:.0f}); of "
-        f"the 40 novel ones {wrong.count(True)} were missed."
+        f"the 40 novel ones {wrong.count(True)} were missed. 1 image could not be scored."
     )
     assert report.sentence in report.path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"category": "dog", "setting": "uni_class"}, "do not show “dog”, says"),
+        ({"categories": ["cat", "dog"], "setting": "uni_class"}, "do not show “cat” or “dog”, says"),
+        ({"categories": ["dog"], "setting": "leave_one_out"}, "are novel, says"),
+        ({"name": "MVTecAD", "category": "bottle"}, "are novel, says"),  # its novel images are of bottles, too
+    ],
+)
+def test_what_the_novel_images_are_said_to_be(tmp_path, data, words) -> None:
+    write_run(tmp_path, make_rows(20), data=data)
+    assert words in write_report(tmp_path).sentence
+
+
+@pytest.mark.parametrize(
+    ("truth", "words"), [(False, "normal ones {} were called novel"), (True, "novel ones {} were missed")]
+)
+def test_a_test_of_one_kind_of_images(tmp_path, truth, words) -> None:
+    rows = [row for row in make_rows(20) if row.true_label is truth]
+    write_run(tmp_path, rows)
+    found = write_report(tmp_path)
+    assert f" Of the 10 {words.format(sum(row.label is not truth for row in rows))}" in found.sentence
+    assert "of the 0" not in found.sentence
+    assert 'id="roc"' not in found.path.read_text()
+
+
+def test_images_without_a_score_are_counted(tmp_path) -> None:
+    write_run(tmp_path, [*make_rows(1), *(Row(f"{number}.png", error="the file is empty") for number in range(203))])
+    found = write_report(tmp_path)
+    assert found.sentence.startswith("Of 1 image ")
+    assert found.sentence.endswith(" 203 images could not be scored.")
+    page = found.path.read_text()
+    assert "<h3>203 images could not be scored</h3>" in page
+    assert "<li>and 3 more: see the table</li>" in page
 
 
 def test_what_was_run(report) -> None:
@@ -82,9 +118,18 @@ def test_a_run_of_an_older_version(tmp_path) -> None:
     facts = dict(find_run(tmp_path / "run").facts())
     assert (facts["Model"], facts["Encoder"], facts["Checkpoint"]) == ("DN2", "x", "m.ckpt")
     assert "is not known" in write_report(table).sentence
+    assert "There is no test.json beside test.csv: the run was stopped" in write_report(table).sentence
     saved = tmp_path / "model.calibration.json"
     calibration().save(saved)
     assert "about 5 of 100" in write_report(table, model=saved).sentence
+
+
+def test_a_model_of_another_threshold_is_refused(tmp_path) -> None:
+    table = write_run(tmp_path / "run", make_rows(20))
+    moved = tmp_path / "moved.calibration.json"
+    calibration().moved(0.2).save(moved)
+    with pytest.raises(ValueError, match=r"moved\.calibration\.json has the threshold 0\.\d+, .*test\.csv was made"):
+        write_report(table, model=moved)
 
 
 def test_the_image_itself_is_shown_where_there_is_no_picture(tmp_path) -> None:
@@ -95,6 +140,21 @@ def test_the_image_itself_is_shown_where_there_is_no_picture(tmp_path) -> None:
     assert shown[0]
     assert shown[1] == ""  # no heat map
     assert none is None
+
+
+def test_images_that_are_gone_have_no_picture(tmp_path, monkeypatch) -> None:
+    """Of many, too, where the page says which were chosen."""
+    for name, count in (("ALL", 10), ("SHOWN", 6), ("MISTAKES", 3)):
+        monkeypatch.setattr(pictures, name, count)
+    rows = make_rows(20)
+    rows[0].path = str(tmp_path / "there.png")
+    rows[0].score, rows[0].label = 0.5, False  # at the threshold: it is chosen
+    draw(tmp_path / "there.png", 0)
+    write_run(tmp_path, rows)
+    found = write_report(tmp_path)
+    assert found.pictures == 1
+    words = r"Of 20 images 1 have a picture: 0 of the \d+ mistakes .* without\. 5 images could be read no more"
+    assert re.search(words, found.path.read_text())
 
 
 def test_image_and_heat_map_are_cut_out_of_a_picture(tmp_path, finished, rows) -> None:
@@ -162,6 +222,14 @@ def test_the_command(finished, tmp_path, capsys) -> None:
     assert out.is_file()
 
 
+def test_the_command_in_a_folder_whose_name_is_no_utf8(tmp_path, capsys) -> None:
+    folder = tmp_path / b"St\xfcck".decode("utf-8", "surrogateescape")
+    write_run(folder, make_rows(4))
+    assert main(["report", str(folder)]) == 0
+    assert r"St\xfcck/report.html (" in capsys.readouterr().out
+    assert (folder / "report.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -178,6 +246,13 @@ def test_what_is_no_run_is_named(tmp_path, name, message) -> None:
         write_run(tmp_path / "empty", [Row("a.png", error="the file is empty")])
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         write_report(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [{"format": 2}, {"format": 1, "image": None}, [1]])
+def test_a_calibration_that_cannot_be_read_is_named(tmp_path, content) -> None:
+    write_run(tmp_path, make_rows(4), calibration=content)
+    with pytest.raises(ValueError, match=r"calibration in .*test\.json cannot be read .*: give --model"):
+        find_run(tmp_path)
 
 
 def test_the_newest_table_is_taken(tmp_path) -> None:

@@ -68,6 +68,8 @@ def test_pictures_are_where_the_table_says(objects, images, rows, tmp_path, kind
     page = write_report(tmp_path / "out.csv")
     assert page.images == len(images)
     assert page.pictures == len(images)
+    heading = "Prediction of ObjectPrototypes" if kind == "checkpoint" else "Prediction"  # an export has no name
+    assert f"<h1>{heading}</h1>" in page.path.read_text()
 
 
 def test_a_checkpoint_without_calibration_scores_without_p_values(dn2, images, rows, monkeypatch, capsys) -> None:

@@ -21,6 +21,7 @@ LOOPBACK = "127.0.0.1"
 PORT = 7860
 MOST_IMAGES = 200
 MOST_BYTES = 20 * 2**20  # of a file
+CHECKED, KEPT = 600, 3600  # seconds after which the folder is looked at, and a dropped file is removed
 _POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
@@ -74,6 +75,7 @@ def build(judge: Judge, folder: Path) -> Blocks:
     import gradio as gr  # noqa: PLC0415 - optional extra, and seconds
 
     calibration = judge.calibration
+    least = min(0.001, calibration.target_fpr)
 
     def outputs(found: View) -> tuple[Any, ...]:
         return found.sentence, found.promise, found.table, found.pictures
@@ -89,16 +91,16 @@ def build(judge: Judge, folder: Path) -> Blocks:
         return outputs(view(now, calibration.moved(target_fpr), judge.map_note))
 
     empty = view([], calibration)
-    with gr.Blocks(analytics_enabled=False, title="anomalib-defend", delete_cache=(600, 3600)) as page:
+    with gr.Blocks(analytics_enabled=False, title="anomalib-defend", delete_cache=(CHECKED, KEPT)) as page:
         gr.Markdown("# Does this image still show what the model was trained on?")
         state = gr.State([])
         with gr.Row():
             with gr.Column(scale=1):
                 files = gr.File(label="Images", file_count="multiple", file_types=["image"], elem_id="files")
                 target = gr.Slider(
-                    minimum=0.001,
+                    minimum=least,
                     maximum=max(0.5, calibration.target_fpr),
-                    step=0.001,
+                    step=least,
                     value=calibration.target_fpr,
                     label="Threshold: share of new normal images that may be called novel (target_fpr)",
                     elem_id="target",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anomalib_defend.data.dataset import READ_ERRORS
 from anomalib_defend.decision.command import describe
 from anomalib_defend.files.names import to_text
 from anomalib_defend.visualization.picture import Finding, draw_picture
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 HEAD = ("image", "verdict", "score", "p-value", "remark")
 SIDE = 256  # pixels of a picture's panel
+GONE = "no picture any more: dropped images are kept for an hour, drop it again"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def view(judged: Sequence[Judged], calibration: Calibration, map_note: str = "")
         map_note: What the model's map shows, where it is not what the score says.
     """
     order = sorted(judged, key=lambda one: (bool(one.error), -one.raw))
+    scored = sum(not one.error for one in order)
     table, pictures, novel = [], [], 0
     for one in order:
         name = to_text(one.path.name)
@@ -51,16 +54,25 @@ def view(judged: Sequence[Judged], calibration: Calibration, map_note: str = "")
         finding = _finding(one, calibration, map_note)
         novel += bool(finding.novel)
         verdict = "NOVEL" if finding.novel else "normal"
-        table.append([name, verdict, f"{finding.score:.4f}", f"{one.p_value:.3g}", ""])
-        image, size = read_reduced(str(one.path), SIDE)
-        pictures.append((draw_picture(image, finding, SIDE, size), f"{name}: {verdict}"))
-    scored = len(pictures)
+        picture = _picture(one, finding)
+        table.append([name, verdict, f"{finding.score:.4f}", f"{one.p_value:.3g}", "" if picture else GONE])
+        if picture is not None:
+            pictures.append((picture, f"{name}: {verdict}"))
     sentence = (
         f"{novel} of {scored} images {'is' if novel == 1 else 'are'} called novel." if scored else "No image yet."
     )
     if len(order) > scored:
         sentence += f" {len(order) - scored} could not be scored: see the table."
     return View(sentence, describe(calibration), table, pictures)
+
+
+def _picture(one: Judged, finding: Finding) -> Image.Image | None:
+    """None where the image is there no more: dropped files are kept for some time alone."""
+    try:
+        image, size = read_reduced(str(one.path), SIDE)
+    except READ_ERRORS:
+        return None
+    return draw_picture(image, finding, SIDE, size)
 
 
 def _finding(one: Judged, calibration: Calibration, map_note: str) -> Finding:

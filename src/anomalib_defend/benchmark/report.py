@@ -47,9 +47,10 @@ class Section:
 def about(table: Table) -> str:
     """How much is finished, and where it was measured."""
     machines = sorted({result.measured["machine"] for _, result in table.results})
+    measured = f" Measured on: {' and on '.join(machines)}." if machines else ""
     return (
         f"{len(table.results)} of {len(table.outcomes)} cells are finished; one cell is model x data x category x "
-        f"seed, run by anomalib's benchmark pipeline. Measured on: {' and on '.join(machines)}."
+        f"seed, run by anomalib's benchmark pipeline.{measured}"
     )
 
 
@@ -283,7 +284,7 @@ def _cells(*texts: str) -> list[Cell]:
 
 def _markdown(section: Section) -> str:
     def line(texts: Iterable[str]) -> str:
-        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+        return "| " + " | ".join(" ".join(text.replace("|", "\\|").splitlines()) for text in texts) + " |"
 
     lines = [[f"**{cell.text}**" if cell.strong else cell.text for cell in cells] for cells in section.lines]
     return "\n".join(map(line, [section.head, ["---"] * len(section.head), *lines]))

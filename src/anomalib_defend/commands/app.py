@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import restricted_number_type
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+
+Port = restricted_number_type("Port", int, [(">", 0), ("<", 65536)])
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="127.0.0.1",
         help="address to listen on; the default is reached from this machine alone, 0.0.0.0 from every other one, too",
     )
-    parser.add_argument("--port", type=PositiveInt, help="default: the first free one from 7860 on")
+    parser.add_argument("--port", type=Port, help="default: the first free one from 7860 on")
 
 
 def run(options: Namespace) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anomalib_defend.benchmark.table import Table
 
 RESULTS = Path("runs/benchmark")
+PAGES = (".html", ".md")
 Assignment = restricted_string_type("NAME=VALUE", "^[^=]+=.*$")
 
 
@@ -106,11 +107,14 @@ def _report(options: Namespace) -> int:
     from anomalib_defend.benchmark.report import markdown  # noqa: PLC0415 - torch and anomalib
     from anomalib_defend.benchmark.table import Table  # noqa: PLC0415
 
+    out = None if options.out is None else Path(options.out)
+    if out is not None and out.suffix not in PAGES:
+        msg = f"--out {out} must end with {' or '.join(PAGES)}."
+        raise ValueError(msg)
     save_plots = None if options.plots is None else _import_plots()
     folders = [path if path.is_dir() else RESULTS / path.stem for path in map(Path, options.results)]
     table = Table(folders, options.reference)
     print(f"What `run` has left in {', '.join(map(str, folders))}.", file=sys.stderr)
-    out = None if options.out is None else Path(options.out)
     if out is None:
         print(markdown(table))
     elif out.suffix == ".html":
@@ -121,6 +125,7 @@ def _report(options: Namespace) -> int:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(markdown(table), encoding="utf-8")
+        print(f"Written: {out}")
     if save_plots is not None:
         for path in save_plots(table, Path(options.plots)):
             print(path)

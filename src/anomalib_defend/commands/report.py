@@ -25,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Write the page, and say where it is."""
+    from anomalib_defend.files.names import to_text  # noqa: PLC0415 - torchvision
     from anomalib_defend.reporting.page import write_report  # noqa: PLC0415 - torch and anomalib
 
     report = write_report(
@@ -33,7 +34,7 @@ def run(options: Namespace) -> int:
         None if options.model is None else Path(options.model),
     )
     print(report.sentence)
-    print(f"{report.images} images of {report.table}, {report.pictures} of them with a picture.")
+    print(f"{report.images} images of {to_text(str(report.table))}, {report.pictures} of them with a picture.")
     size = report.path.stat().st_size / 1e6
-    print(f"Written: {report.path} ({size:.1f} MB). Open it in a browser; it needs no network.")
+    print(f"Written: {to_text(str(report.path))} ({size:.1f} MB). Open it in a browser; it needs no network.")
     return 0

@@ -31,7 +31,11 @@ class PredictFolder(AnomalibDataModule):
         eval_batch_size: Batch size.
         num_workers: Number of workers of the dataloader; by default the usable cores, at most 8.
         on_error: What to do with files that are not usable images; each is named. ``skip`` leaves them out with a
-            warning, ``raise`` stops before the first score. All files are decoded once at setup, to know.
+            warning, and the table of predictions tells their errors; ``raise`` stops before the first score. All files
+            are decoded once at setup, to know.
+
+    Attributes:
+        unusable: What is wrong with the files that are left out, by path.
 
     Raises:
         ValueError: If ``on_error`` is something else.
@@ -51,6 +55,7 @@ class PredictFolder(AnomalibDataModule):
             msg = f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}."
             raise ValueError(msg)
         self.on_error = on_error
+        self.unusable: dict[str, str] = {}
 
     def _setup(self, _stage: str | None = None) -> None:
         """List the images and look at each.
@@ -60,7 +65,8 @@ class PredictFolder(AnomalibDataModule):
             OSError: If files are no usable images and ``on_error`` is ``raise``, or if none of them is one.
         """
         paths = self._images()
-        unusable, rotated = inspect_files(paths, decode=True)
+        self.unusable, rotated = inspect_files(paths, decode=True)
+        unusable = self.unusable
         warn_of_rotation(rotated, len(paths))
         if unusable:
             reasons = "".join(f"\n  {to_text(path)} ({reason})" for path, reason in unusable.items())

@@ -157,7 +157,8 @@ def append_chosen(path: Path, rows: Sequence[Row], *, novel_first: bool, target_
     """
     chosen: Sequence[bool] | None = None
     if target_fdr is not None:
-        chosen = select([1.0 if row.p_value is None else row.p_value for row in rows], target_fdr).tolist()
+        found = iter(select([row.p_value for row in rows if row.p_value is not None], target_fdr).tolist())
+        chosen = [row.p_value is not None and next(found) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: _novelty(rows[index])) if novel_first else range(len(rows))
     with open_table(path, "a") as file:
         writer = csv.writer(file)
@@ -180,19 +181,26 @@ def read_table(path: Path) -> list[Row]:
     rows: list[Row] = []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        absent = [name for name in ("path", "score", "label") if name not in (reader.fieldnames or ())]
+        absent = [name for name in ("path", "score", "label") if name not in _names(reader)]
         if absent:
             msg = (
                 f"{to_text(str(path))} is no table of results, it has no column {', '.join(absent)}: give a test.csv "
-                "or predictions.csv of this version."
+                "or predictions.csv of this version, or the .csv of `anomalib-defend score`."
             )
             raise ValueError(msg)
         try:
             rows.extend(to_row(cells) for cells in reader)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, csv.Error) as error:
             msg = f"{to_text(str(path))}, line {reader.line_num}, cannot be read ({error}): test or predict anew."
             raise ValueError(msg) from error
     return rows
+
+
+def _names(reader: csv.DictReader[str]) -> Sequence[str]:
+    try:
+        return reader.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error):  # Parquet, a checkpoint, a picture
+        return ()
 
 
 def to_row(cells: Mapping[str, str]) -> Row:

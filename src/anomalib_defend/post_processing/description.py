@@ -36,7 +36,7 @@ class Run:
             "format": FORMAT,
             "started": self._started.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._clock, 1),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if is_console() else None,
+            "command": _command(),
             "versions": {"Python": sys.version.split()[0], **_versions()},
         }
 
@@ -121,3 +121,12 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:  # a source tree on the path
         return None
+
+
+def _command() -> str | None:
+    """The command line of this process, as it can be run again; None in a user's program."""
+    if not is_console():
+        return None
+    name = Path(sys.argv[0]).name
+    program = ["python", "-m", "anomalib_defend"] if name == "__main__.py" else [name]
+    return shlex.join([*program, *sys.argv[1:]])

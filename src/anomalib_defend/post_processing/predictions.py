@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from .description import Description
 from .processes import DataOrder, EachBatch, categories_of, gather, is_several
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anomalib.data import Batch
     from lightning import LightningModule, Trainer
 
@@ -56,8 +59,11 @@ class PredictionTable(EachBatch, Callback):
         self._start(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new table."""
+        """Begin a new table; the files that the data leave out stand at its end, each with its error."""
         self._start(trainer, pl_module, "predictions")
+        if self._path is not None:
+            unusable: Mapping[str, str] = getattr(getattr(trainer, "datamodule", None), "unusable", {})
+            self._rows = [(sys.maxsize, Row(path, error=error)) for path, error in unusable.items()]
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
         self._calibration = getattr(getattr(pl_module, "post_processor", None), "calibration", None)
@@ -88,16 +94,6 @@ class PredictionTable(EachBatch, Callback):
     def _waits(self, trainer: Trainer) -> bool:
         return is_several(trainer) or self.novel_first or self.target_fdr is not None
 
-    def add_error(self, position: int, path: str, error: str) -> None:
-        """Add an image that could not be scored, for the end of the run.
-
-        Args:
-            position: Among the images of the data set.
-            path: Its file.
-            error: What is wrong with it.
-        """
-        self._rows.append((position, Row(path, error=error)))
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many false alarms there were."""
         del pl_module
@@ -113,8 +109,8 @@ class PredictionTable(EachBatch, Callback):
         del pl_module
         rows = self._finish(trainer)
         if rows is not None:
-            novel = sum(row.label is True for row in rows)
-            logger.info("%d of %d images are novel.", novel, len(rows))
+            novel, scored = sum(row.label is True for row in rows), sum(not row.error for row in rows)
+            logger.info("%d of %d images are novel.", novel, scored)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where the table is, below what Lightning prints of a test's metrics."""

@@ -117,11 +117,11 @@ def histogram(rows: Sequence[Row], threshold: float | None) -> Histogram:
     return Histogram(low, high, shares)
 
 
-def threshold_of(rows: Sequence[Row]) -> float | None:
+def threshold_of(rows: Sequence[Row], calibration: Calibration | None = None) -> float | None:
     """The score above which images were called novel; None where there are no labels.
 
-    1/2 for scaled scores and the table's own threshold for others, where the labels follow them; else (an
-    ``image_sensitivity`` moves labels, but no scores) the middle between normal and novel ones.
+    Where the labels follow it, that of the calibration, the table's own for scores that were not scaled, or 1/2; else
+    the middle between normal and novel ones.
 
     Raises:
         ValueError: If the labels do not follow from the scores.
@@ -137,14 +137,20 @@ def threshold_of(rows: Sequence[Row]) -> float | None:
             f"{below:g} normal. Does the table hold the results of two models?"
         )
         raise ValueError(msg)
-    first = labelled[0]
-    candidates = [0.5] if first.raw_score is not None else [first.threshold, 0.5]
-    for candidate in candidates:
+    candidates: list[float | None] = [None if calibration is None else _threshold_of_scores(calibration)]
+    if all(row.raw_score in {None, row.score} for row in labelled):
+        candidates.append(labelled[0].threshold)
+    for candidate in (*candidates, 0.5):
         if candidate is not None and below <= candidate < above:
             return candidate
     if math.isinf(below) or math.isinf(above):
         return above - 1e-6 if math.isinf(below) else below
     return (below + above) / 2
+
+
+def _threshold_of_scores(calibration: Calibration) -> float:
+    """The threshold in the table's unit; an ``image_sensitivity`` moves labels, but no scores."""
+    return 1 - calibration.sensitivity if calibration.normalized else calibration.label_threshold
 
 
 def validation_scores(calibration: Calibration) -> list[float]:

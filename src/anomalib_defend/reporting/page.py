@@ -51,7 +51,7 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
 
     Raises:
         FileNotFoundError: If there is no table.
-        ValueError: If it holds no score, or its labels do not follow from its scores.
+        ValueError: If it holds no score, its labels do not follow from its scores, or ``model`` has another threshold.
     """
     run = find_run(source, model)
     rows = read_table(run.table)
@@ -59,11 +59,14 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
     if not scored:
         msg = f"{to_text(str(run.table))} holds no scored image: test or predict first."
         raise ValueError(msg)
-    threshold = figures.threshold_of(scored)
+    if model is not None:
+        _check_threshold(scored, run, model)
+    threshold = figures.threshold_of(scored, run.calibration)
     shown = chosen(scored, threshold)
     pictures = dict(zip(shown, encoded([scored[index] for index in shown], run.table.parent), strict=True))
     out = run.table.with_name("report.html") if out is None else out
-    sentence = verdict(scored, run)
+    errors = [row for row in rows if not _is_number(row.score)]
+    sentence = verdict(scored, run, len(errors))
     write_page(
         out,
         "report",
@@ -72,14 +75,45 @@ def write_report(source: Path, out: Path | None = None, model: Path | None = Non
         sentence=sentence,
         curves=figures.curves(scored),
         histogram=figures.histogram(scored, threshold),
-        errors=[row for row in rows if not _is_number(row.score)],
+        errors=errors,
         selection=_selection(scored, shown, pictures),
     )
     return Report(out, run.table, len(scored), sum(picture is not None for picture in pictures.values()), sentence)
 
 
-def verdict(rows: Sequence[Row], run: Run) -> str:
-    """The outcome in a sentence or two, with the number of false alarms that is expected."""
+def _check_threshold(rows: Sequence[Row], run: Run, model: Path) -> None:
+    """Refuse a model that has not made the table: what its validation scores promise is of another threshold."""
+    told = next((row.threshold for row in rows if row.threshold is not None), None)
+    if told is None or run.calibration is None:
+        return
+    known = run.calibration.label_threshold
+    if not math.isclose(told, known, rel_tol=1e-6, abs_tol=1e-9):
+        msg = (
+            f"{to_text(str(model))} has the threshold {known:.6g}, {to_text(str(run.table))} was made with {told:.6g}: "
+            "give the model that made the table."
+        )
+        raise ValueError(msg)
+
+
+def verdict(rows: Sequence[Row], run: Run, unscored: int = 0) -> str:
+    """The outcome in a few sentences, with the number of false alarms that is expected.
+
+    Args:
+        rows: The scored images.
+        run: Theirs.
+        unscored: How many others there are.
+    """
+    labelled = any(row.label is not None for row in rows)
+    sentences = [_called(rows, run), _mistaken(rows, run)] if labelled else []
+    if not labelled:
+        sentences.append(f"{_images(len(rows))} with a score and no verdict: the model gives no labels.")
+    if unscored:
+        sentences.append(f"{_images(unscored)} could not be scored.")
+    sentences.append(run.unfinished())
+    return " ".join(filter(None, sentences))
+
+
+def _called(rows: Sequence[Row], run: Run) -> str:
     novel = sum(row.label is True for row in rows)
     names = run.normal_categories()
     does = (
@@ -89,27 +123,30 @@ def verdict(rows: Sequence[Row], run: Run) -> str:
         if novel == 1
         else "are novel"
     )
-    if all(row.label is None for row in rows):
-        return f"{len(rows)} images have a score, and no verdict: the model gives no labels."
-    sentence = f"Of {len(rows)} images {novel} {does}, says the model"
+    sentence = f"Of {_images(len(rows))} {novel} {does}, says the model"
     if run.calibration is None:
-        sentence += (
-            "; how many false alarms were to be expected is not known, since the run keeps no validation scores."
-        )
-    else:
-        hundred = run.calibration.expected_count(100)
-        sentence += (
-            f"; about {hundred.mean:.0f} of 100 normal images are expected to be called novel "
-            f"(95 % interval {hundred.low:.0f} to {hundred.high:.0f})."
-        )
-    normal, abnormal = ([row for row in rows if row.true_label is truth] for truth in (False, True))
+        unknown = "how many false alarms were to be expected is not known, since the run keeps no validation scores"
+        return f"{sentence}; {unknown}."
+    hundred = run.calibration.expected_count(100)
+    return (
+        f"{sentence}; about {hundred.mean:.0f} of 100 normal images are expected to be called novel "
+        f"(95 % interval {hundred.low:.0f} to {hundred.high:.0f})."
+    )
+
+
+def _mistaken(rows: Sequence[Row], run: Run) -> str:
+    """False alarms and misses; empty where it is not known what the images are."""
+    normal, novel = ([row for row in rows if row.true_label is truth] for truth in (False, True))
+    clauses = []
     if normal:
-        sentence += f" Of the {len(normal)} normal ones {sum(map(is_mistake, normal))} were called novel"
+        clauses.append(f"of the {len(normal)} normal ones {sum(map(is_mistake, normal))} were called novel")
         if run.calibration is not None:
             expected = run.calibration.expected_count(len(normal))
-            sentence += f" ({expected.mean:.1f} expected, 95 % interval {expected.low:.0f} to {expected.high:.0f})"
-        sentence += f"; of the {len(abnormal)} novel ones {sum(map(is_mistake, abnormal))} were missed."
-    return sentence
+            interval = f"95 % interval {expected.low:.0f} to {expected.high:.0f}"
+            clauses[0] += f" ({expected.mean:.1f} expected, {interval})"
+    if novel:
+        clauses.append(f"of the {len(novel)} novel ones {sum(map(is_mistake, novel))} were missed")
+    return f"O{'; '.join(clauses)[1:]}." if clauses else ""
 
 
 def _data(
@@ -141,15 +178,18 @@ def _data(
 
 def _selection(rows: Sequence[Row], shown: Sequence[int], pictures: dict[int, Any]) -> str:
     """Which images have a picture, where not all have."""
-    if len(shown) == len(rows):
-        absent = sum(picture is None for picture in pictures.values())
-        return f"{absent} images could be read no more, and have no picture." if absent else ""
-    wrong = sum(map(is_mistake, rows))
-    with_picture = sum(is_mistake(rows[index]) for index in shown)
-    return (
-        f"Of {len(rows)} images {len(shown)} have a picture: {with_picture} of the {wrong} mistakes and the images "
-        "nearest to the threshold. The others are listed without."
-    )
+    drawn = [index for index in shown if pictures[index] is not None]
+    absent = len(shown) - len(drawn)
+    unread = f"{_images(absent)} could be read no more, and {'has' if absent == 1 else 'have'} no picture."
+    sentences = [unread] if absent else []
+    if len(shown) < len(rows):
+        wrong, with_picture = sum(map(is_mistake, rows)), sum(is_mistake(rows[index]) for index in drawn)
+        sentences.insert(
+            0,
+            f"Of {len(rows)} images {len(drawn)} have a picture: {with_picture} of the {wrong} mistakes and the images "
+            "nearest to the threshold. The others are listed without.",
+        )
+    return " ".join(sentences)
 
 
 def _categories(row: Row) -> list[str]:
@@ -158,6 +198,10 @@ def _categories(row: Row) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return " or ".join(f"“{name}”" for name in names)
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _is_number(value: float | None) -> bool:

@@ -33,9 +33,12 @@ class Run:
         return self.table.name.startswith("test")
 
     def normal_categories(self) -> list[str]:
-        """What is normal by name; empty where it is not known, or is all but some."""
+        """What is normal by name; empty where it is not known, or is all but some.
+
+        The ``category`` of a datamodule without ``setting`` is no promise: a novel image of MVTec's bottle is a bottle.
+        """
         data = self.content.get("data") or {}
-        if data.get("setting", "uni_class") != "uni_class":
+        if data.get("setting") != "uni_class":
             return []
         names = data.get("categories") or data.get("category") or []
         return [str(name) for name in (names if isinstance(names, list) else [names])]
@@ -70,6 +73,16 @@ class Run:
             "Table": self.table,
         }
         return [(name, to_text(str(value))) for name, value in known.items() if value not in {None, ""}]
+
+    def unfinished(self) -> str:
+        """What the table may lack; empty where a run has left its description, which is the last that it does."""
+        path = description_path(self.table)
+        if path.is_file():
+            return ""
+        return (
+            f"There is no {to_text(path.name)} beside {to_text(self.table.name)}: the run was stopped before its end, "
+            "is of an older version, or the file was left behind."
+        )
 
     def unknown(self) -> list[str]:
         """What a reader would look for, and is not known."""
@@ -109,8 +122,16 @@ def find_run(path: Path, model: Path | None = None) -> Run:
     if model is not None:
         run.calibration = Calibration.load(model) if model.suffix == ".json" else open_model(model).calibration()
     elif run.content.get("calibration"):
-        run.calibration = Calibration.from_content(run.content["calibration"])
+        run.calibration = _calibration(run.table, run.content["calibration"])
     return run
+
+
+def _calibration(table: Path, content: dict[str, Any]) -> Calibration:
+    try:
+        return Calibration.from_content(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"The calibration in {to_text(str(description_path(table)))} cannot be read ({error!r}): give --model."
+        raise ValueError(msg) from error
 
 
 def _find_table(path: Path) -> Path:

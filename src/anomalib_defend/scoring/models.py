@@ -64,7 +64,7 @@ class Model:
         """Plain data for a run's description."""
         calibration = self.calibration
         return {
-            "model": type(self).__name__,
+            "model": self._opened.model_name if isinstance(self._opened, Checkpoint) else None,
             "checkpoint": to_text(str(self.path)),
             "calibration": None if calibration is None else calibration.content(),
         }

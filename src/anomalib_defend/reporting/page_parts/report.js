@@ -8,6 +8,10 @@
   const first = data.threshold === null ? (low + high) / 2 : data.threshold;
   let threshold = first;
 
+  // A thousandth of the range is told apart: scores that are not scaled may be as small as they like.
+  const decimals = Math.min(20, Math.max(4, 3 - Math.floor(Math.log10(high - low))));
+  const told = (score) => score.toFixed(decimals);
+
   const isNovel = (row) => row.score > threshold;
   const isMistake = (row) => row.truth >= 0 && isNovel(row) !== (row.truth === 1);
   const count = (list, test) => list.reduce((sum, row) => sum + (test(row) ? 1 : 0), 0);
@@ -43,15 +47,15 @@
     const called = count(rows, isNovel), alarms = count(normal, isNovel), found = count(novel, isNovel);
     const labelled = alarms + found;
     const texts = {
-      threshold: threshold.toFixed(4), called: share(called, rows.length), alarms: share(alarms, normal.length),
+      threshold: told(threshold), called: share(called, rows.length), alarms: share(alarms, normal.length),
       misses: share(novel.length - found, novel.length), precision: labelled ? share(found, labelled) : "nothing is called novel",
       expected: expectation(), tn: normal.length - alarms, fp: alarms, fn: novel.length - found, tp: found,
     };
     for (const [id, text] of Object.entries(texts)) at(id).textContent = text;
     const x = LEFT + WIDTH * (threshold - low) / (high - low), slider = at("slider");
     slider.setAttribute("transform", `translate(${x.toFixed(2)} 0)`);
-    slider.setAttribute("aria-valuenow", threshold.toFixed(4));
-    slider.setAttribute("aria-valuetext", `${threshold.toFixed(4)}, ${texts.called} called novel`);
+    slider.setAttribute("aria-valuenow", told(threshold));
+    slider.setAttribute("aria-valuetext", `${told(threshold)}, ${texts.called} called novel`);
     if (at("roc-mark") && normal.length && novel.length) {
       const place = (id, across, up) => {
         at(id).setAttribute("cx", 40 + 200 * across);
@@ -104,7 +108,7 @@
   function card(row) {
     const say = isNovel(row) ? "NOVEL" : "normal", truth = ["normal", "novel"][row.truth];
     const heat = at("heat").checked && row.picture && row.picture[1];
-    const lines = [`score ${row.score.toFixed(4)}` + (row.p === null ? "" : `, p-value ${Number(row.p.toPrecision(3))}`)];
+    const lines = [`score ${told(row.score)}` + (row.p === null ? "" : `, p-value ${Number(row.p.toPrecision(3))}`)];
     if (truth) lines.push(`is ${truth}`);
     if (row.categories.length) lines.push("holds " + row.categories.map((number) => data.categories[number]).join(", "));
     if (row.box) lines.push(`${isNovel(row) ? "nearest to the normal object" : "normal object found"} at ${row.box} (left, top, right, bottom)`);
@@ -152,6 +156,7 @@
   at("category-label").hidden = !data.categories.length;
   at("categories-section").hidden = !held.some((one) => one.normal.length + one.novel.length);
   at("heat-label").hidden = !rows.some((row) => row.picture && row.picture[1]);
+  at("reset").hidden = data.threshold === null;
   showFigures();
   showCategories();
   gallery.show();
