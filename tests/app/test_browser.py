@@ -1,6 +1,7 @@
 """The app in an installed Chromium: images are dropped, the threshold is moved, and nothing leaves the machine."""
 
 import socket
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
@@ -35,8 +36,7 @@ def served(trained):
         patch.setattr(socket.socket, "connect", connected)
         patch.setattr(socket, "getaddrinfo", looked_up)
         page = serve(trained / "model.ckpt", block=False)
-        page.asked = asked
-        yield page
+        yield SimpleNamespace(local_url=page.local_url, share=page.share, share_url=page.share_url, asked=asked)
         page.close()
 
 
