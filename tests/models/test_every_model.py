@@ -511,8 +511,8 @@ def test_exports_give_the_engines_predictions(fitted, exported, tmp_path):
         np.testing.assert_allclose(together, alone, rtol=0, atol=rounding(24) if exact else BF16, err_msg=runtime)
 
 
-@in_runtimes
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (1000, 1000), (1, 1)], ids=str)
+@in_runtimes
 def test_no_whole_number_of_an_export_needs_more_than_32_bits(exported, shape):
     """OpenVINO's CPU plugin computes int64 as int32; they are sums of powers of either side, largest at its end."""
     pytest.importorskip("onnxruntime")
