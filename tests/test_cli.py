@@ -1,5 +1,6 @@
 """The command lines of the README, through anomalib's own command line."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def test_nearest_neighbours(anomalib, voc, weights):
     )  # fmt: skip
     found = pd.read_csv(Path(predict.engine.trainer.default_root_dir) / "predictions.csv")
     assert found.path.map(lambda path: Path(path).name).iloc[-1] == "broken.jpg"
+    told = json.loads((Path(predict.engine.trainer.default_root_dir) / "predictions.json").read_text())
+    assert told["normal"] == {"category": "dog", "categories": ["dog"], "setting": "uni_class"}
     assert found.error.notna().tolist() == [False] * (len(found) - 1) + [True]
 
 

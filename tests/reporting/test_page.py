@@ -44,6 +44,12 @@ def test_what_the_novel_images_are_said_to_be(tmp_path, data, words) -> None:
     assert words in write_report(tmp_path).sentence
 
 
+def test_new_images_are_said_to_lack_what_the_training_took_for_normal(tmp_path) -> None:
+    normal = {"category": "dog", "categories": ["dog"], "setting": "uni_class"}
+    write_run(tmp_path, make_rows(20), data={"name": "PredictFolder"}, normal=normal)
+    assert "do not show “dog”, says" in write_report(tmp_path).sentence
+
+
 @pytest.mark.parametrize(
     ("truth", "words"), [(False, "normal ones {} were called novel"), (True, "novel ones {} were missed")]
 )

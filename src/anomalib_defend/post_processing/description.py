@@ -67,6 +67,7 @@ class Description:
             "checkpoint": _text(getattr(self._trainer, "ckpt_path", None)),
             "seed": getattr(self._model, "run_seed", None),
             "data": _data(getattr(self._trainer, "datamodule", None)),
+            "normal": getattr(self._model, "normal", None),
             "device": str(getattr(self._model, "device", "")),
             "calibration": None if calibration is None else calibration.content(),
         }
@@ -79,14 +80,22 @@ def description_path(table: Path) -> Path:
     return table.with_suffix(".json")
 
 
+def normal_of(datamodule: Any) -> dict[str, Any]:
+    """Arguments of a datamodule that tell what is normal, as plain words; those that it has."""
+    arguments = {name: getattr(datamodule, name, None) for name in ("category", "categories", "setting")}
+    return {
+        name: list(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in arguments.items()
+        if value is not None
+    }
+
+
 def _data(datamodule: Any) -> dict[str, Any] | None:
     """Name, arguments that tell what was normal, and images of every split by label."""
     if datamodule is None:
         return None
-    content: dict[str, Any] = {"name": type(datamodule).__name__}
-    arguments = {
-        name: getattr(datamodule, name, None) for name in ("root", "category", "categories", "setting", "seed")
-    }
+    content: dict[str, Any] = {"name": type(datamodule).__name__, **normal_of(datamodule)}
+    arguments = {name: getattr(datamodule, name, None) for name in ("root", "seed")}
     content |= {name: _text(value) for name, value in arguments.items() if value is not None}
     samples = {split: getattr(getattr(datamodule, f"{split}_data", None), "samples", None) for split in SPLITS}
     content["splits"] = {split: _counts(frame) for split, frame in samples.items() if frame is not None}

@@ -33,11 +33,14 @@ class Run:
         return self.table.name.startswith("test")
 
     def normal_categories(self) -> list[str]:
-        """What is normal by name; empty where it is not known, or is all but some.
+        """What is normal by name, as the data say it, else as those of the training did.
 
-        The ``category`` of a datamodule without ``setting`` is no promise: a novel image of MVTec's bottle is a bottle.
+        Empty where it is not known, or is all but some. The ``category`` of a datamodule without ``setting`` is no
+        promise: a novel image of MVTec's bottle is a bottle.
         """
         data = self.content.get("data") or {}
+        if not data.keys() & {"category", "categories"}:  # a folder of images for `predict`
+            data = self.content.get("normal") or {}
         if data.get("setting") != "uni_class":
             return []
         names = data.get("categories") or data.get("category") or []

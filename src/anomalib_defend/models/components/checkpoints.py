@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 VERSION_KEY = "anomalib_defend_version"
 MODEL_KEY = "anomalib_defend_model"  # not in checkpoints of version 0.1
+NORMAL_KEY = "anomalib_defend_normal"  # as the datamodule of the training names it
 
 
 def read_checkpoint(

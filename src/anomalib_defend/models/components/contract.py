@@ -67,6 +67,9 @@ class Contract(AnomalibModule if TYPE_CHECKING else object):  # type: ignore[mis
     run_seed: int | None = None
     """The seed of this run, given or drawn."""
 
+    normal: Mapping[str, Any] | None = None
+    """What the training took for normal, as its datamodule names it, see `description.normal_of`."""
+
     trained_steps: torch.Tensor
 
     def __init__(

@@ -18,12 +18,12 @@ from anomalib.deploy import CompressionType
 from anomalib_defend._version import __version__
 from anomalib_defend.decision import Calibration, calibration_path
 from anomalib_defend.nn.vit import plain_attention
-from anomalib_defend.post_processing import (
-    require_threshold,
-)
+from anomalib_defend.post_processing import require_threshold
+from anomalib_defend.post_processing.description import normal_of
 
 from .checkpoints import (
     MODEL_KEY,
+    NORMAL_KEY,
     VERSION_KEY,
     differing,
     read_checkpoint,
@@ -64,7 +64,9 @@ class NoveltyDetectorMixin(Evaluation):
         checkpoint["state_dict"].pop(PLACEHOLDER, None)
         check_weights(checkpoint["state_dict"])
         super().on_save_checkpoint(checkpoint)
-        checkpoint.update({VERSION_KEY: __version__, MODEL_KEY: type(self).__name__})
+        if self._is_fitting:
+            self.normal = normal_of(getattr(self.trainer, "datamodule", None))
+        checkpoint.update({VERSION_KEY: __version__, MODEL_KEY: type(self).__name__, NORMAL_KEY: self.normal})
         if self.run_seed is not None:
             checkpoint["hyper_parameters"]["seed"] = self.run_seed
         if "target_fpr" in checkpoint["hyper_parameters"]:  # of the threshold that is saved
@@ -79,6 +81,7 @@ class NoveltyDetectorMixin(Evaluation):
             ValueError: If the checkpoint is of another model or version, or its weights hold NaN or infinity.
         """
         self._verify_content(checkpoint)
+        self.normal = checkpoint.get(NORMAL_KEY)
         verify_components(checkpoint, self._checkpointable_components())
         self.migrate(checkpoint)
         saved, state = self.saved_arguments(checkpoint), checkpoint["state_dict"]
