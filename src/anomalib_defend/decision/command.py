@@ -66,17 +66,7 @@ def threshold(
         print(describe(calibration))
     if target_fpr is None and calibrate is None and labels is None:
         return None
-    source = (
-        path if path.is_file() else next(file for file in sorted(path.iterdir()) if file.suffix in {".xml", ".onnx"})
-    )
-    target_path = source.with_name(f"{source.stem}-threshold{source.suffix}") if output is None else Path(output)
-    if target_path.suffix != source.suffix:
-        msg = f"output={str(target_path)!r} must end with {source.suffix}, as {source.name} does."
-        raise ValueError(msg)
-    if target_path.exists():
-        msg = f"{target_path} exists: give another --output, or remove it."
-        raise FileExistsError(msg)
-    target_path.parent.mkdir(parents=True, exist_ok=True)
+    target_path = _new_file(path, output)
     if isinstance(opened, Checkpoint):
         opened.save(target_path, calibration, labels)
         following = f"anomalib export --model {opened.model_name} --ckpt_path {target_path} --export_type openvino"
@@ -86,6 +76,26 @@ def threshold(
         following = f"anomalib-defend threshold {target_path}"
     print(f"Written: {target_path}\nNext: {following}")
     return target_path
+
+
+def _new_file(model: Path, output: str | Path | None) -> Path:
+    """Where the model with another threshold is written: beside the old one, or as ``output`` says.
+
+    Raises:
+        FileExistsError: If it is there already.
+        ValueError: If it has another ending.
+    """
+    exports = (file for file in sorted(model.iterdir()) if file.suffix in {".xml", ".onnx"}) if model.is_dir() else ()
+    source = next(iter(exports), model)
+    target = source.with_name(f"{source.stem}-threshold{source.suffix}") if output is None else Path(output)
+    if target.suffix != source.suffix:
+        msg = f"output={str(target)!r} must end with {source.suffix}, as {source.name} does."
+        raise ValueError(msg)
+    if target.exists():
+        msg = f"{target} exists: give another --output, or remove it."
+        raise FileExistsError(msg)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def describe(calibration: Calibration) -> str:
