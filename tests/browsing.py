@@ -33,7 +33,7 @@ def _luminance(colour):
 
 
 def check_both_colour_schemes(page, elements):
-    """Text of the elements on the page's ground has the contrast of WCAG AA, light and dark, once a page has changed."""
+    """Text of the elements on the page's ground has the contrast of WCAG AA, light and dark, once it has changed."""
 
     def ground():
         return _luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
