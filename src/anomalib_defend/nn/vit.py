@@ -27,16 +27,16 @@ def create_vit(backbone: str, image_size: tuple[int, int], drop_path_rate: float
         ValueError: If the name is not a plain ViT, or the size is not a multiple of its patch size.
     """
     data_config(backbone)  # a wrong name is named as such
+    supported = "only timm's VisionTransformer family (vit_*, deit_*) is supported."
+    # on the meta device there is nothing to initialise, and torch would take each of timm's steps in Python
+    options = {"weight_init": "skip"} if torch.get_default_device().type == "meta" else {}
     try:
-        vit = timm.create_model(backbone, num_classes=0, img_size=image_size, drop_path_rate=drop_path_rate)
+        vit = timm.create_model(backbone, num_classes=0, img_size=image_size, drop_path_rate=drop_path_rate, **options)
     except (TypeError, AssertionError) as error:
-        msg = f"backbone={backbone!r} cannot be built as a ViT for image_size={image_size}: {error}"
+        msg = f"backbone={backbone!r} cannot be built as a ViT for image_size={image_size}: {error}; {supported}"
         raise ValueError(msg) from error
     if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed):
-        msg = (
-            f"backbone={backbone!r} is a {type(vit).__name__}: only timm's VisionTransformer family "
-            "(vit_*, deit_*) is supported."
-        )
+        msg = f"backbone={backbone!r} is a {type(vit).__name__}: {supported}"
         raise ValueError(msg)
     patch = vit.patch_embed.patch_size
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
