@@ -25,7 +25,7 @@ RUN := quickstart
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: help quickstart minutes test test-lowest lint docs audit clean
+.PHONY: help quickstart minutes test test-lowest lint types types-of-tests docs audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -94,7 +94,12 @@ audit: $(VENV)/.installed-dev $(AUDIT)/bin/pip-audit
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs 2 types types-of-tests
+
+types:
 	$(BIN)/mypy
+
+types-of-tests:
 	$(BIN)/mypy --config-file tests/mypy.ini
 
 clean:

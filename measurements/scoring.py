@@ -1,8 +1,8 @@
 """How fast files are scored, beside what the machine could do; and what the first view first saves.
 
 ``python -m measurements.scoring`` writes 5,000 JPEG files of 375 x 500 pixels and scores them with `Defend` and `DN2`
-of random weights: `anomalib-defend score` all of them, and the first fifth in a loop over `OpenVINOInferencer`, and with
-`anomalib predict` (torch, without pictures). Starting and compiling are not counted.
+of random weights: `anomalib-defend score` all of them; a loop over `OpenVINOInferencer`, and `anomalib predict` (torch,
+without pictures), the first fifth. Starting and compiling are not counted.
 
 Bound: cores / (CPU seconds of reading and resizing an image in one thread + CPU seconds of the model an image, in one
 thread, at its best batch), both measured in the same run, before and after the contenders. ``--quick`` is for a look.

@@ -267,8 +267,9 @@ def files(tmp_path):
 
 
 def assert_same_weights(first, second, tolerance=0.0):
+    expected = second.model.state_dict()
     for name, value in first.model.state_dict().items():
-        torch.testing.assert_close(value, second.model.state_dict()[name], rtol=tolerance, atol=tolerance, msg=name)
+        torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("place", ["ram", "disk"])
