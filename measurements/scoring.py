@@ -2,7 +2,7 @@
 
 ``python -m measurements.scoring`` writes 5,000 JPEG files of 375 x 500 pixels and scores them with `Defend` and `DN2`
 of random weights: `anomalib-defend score` all of them; a loop over `OpenVINOInferencer`, and `anomalib predict` (torch,
-without pictures), the first fifth. Starting and compiling are not counted.
+without pictures), the first tenth. Starting and compiling are not counted.
 
 Bound: cores / (CPU seconds of reading and resizing an image in one thread + CPU seconds of the model an image, in one
 thread, at its best batch), both measured in the same run, before and after the contenders. ``--quick`` is for a look.
@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import time
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,10 +47,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BACKBONES = ("deit_tiny_patch16_224", "vit_small_patch16_224")
-BATCHES = (1, 4, 8, 16, 32)
+BATCHES = (1, 8, 32)
+LARGEST = max(BATCHES)
+ROUNDS = 5
 NORMAL_SHARE = 0.9
 DIFFERENT = 250  # files
-OTHERS = 0.2  # of the files, for the slower contenders
+OTHERS = 0.1  # of the files, for the slower contenders
 
 
 class Cost(NamedTuple):
@@ -57,6 +60,13 @@ class Cost(NamedTuple):
 
     elapsed: float
     cpu: float
+
+
+class Bound(NamedTuple):
+    """CPU seconds an image, in one thread."""
+
+    reading: float
+    model: float
 
 
 def measured(call: Callable[[], object], images: int) -> Cost:
@@ -90,19 +100,28 @@ def make_model(name: str, backbone: str) -> Any:
     return model.eval()
 
 
-def bound(xml: Path, paths: Sequence[Path]) -> Cost:
-    """CPU seconds an image of reading and resizing, and of the model at its best batch, in one thread."""
+def bound(xml: Path, paths: Sequence[Path]) -> Bound:
+    """CPU seconds an image of reading and resizing, and of the model at its best batch, in one thread.
+
+    Means, as the contenders' are: the shortest of several calls is the machine at its best, which nobody has for long.
+    """
     scorer = ExportedScorer(Export(xml), None, None, maps=False, parallel=1)
-    images = [scorer.prepare(str(path)) for path in paths[: max(BATCHES)]]
-    request = scorer._requests.get()
-    model = []
-    for batch in BATCHES:
-        pixels = torch.stack(images[:batch]).numpy()
-        request.infer({0: pixels})
-        model.append(min(measured(partial(request.infer, {0: pixels}), batch).cpu for _ in range(5)))
     sample = paths[:100]
-    reading = min(measured(lambda: [scorer.prepare(str(path)) for path in sample], len(sample)).cpu for _ in range(3))
-    return Cost(reading, min(model))
+    images = [scorer.prepare(str(path)) for path in islice(cycle(sample), LARGEST)]
+    request = scorer._requests.get()
+
+    def infer(batch: int) -> None:
+        pixels = torch.stack(images[:batch]).numpy()
+        for _ in range(LARGEST // batch):
+            request.infer({0: pixels})
+
+    model: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    reading = []
+    for _ in range(ROUNDS):  # in turns
+        reading.append(measured(lambda: [scorer.prepare(str(path)) for path in sample], len(sample)).cpu)
+        for batch, costs in model.items():
+            costs.append(measured(partial(infer, batch), LARGEST).cpu)
+    return Bound(mean(reading), min(map(mean, model.values())))
 
 
 def run_judge(judge: Judged, paths: Sequence[Path], found: list[Any] | None = None) -> None:

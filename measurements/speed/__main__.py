@@ -17,7 +17,7 @@ from anomalib_defend.benchmark.machine import describe
 
 from .report import Options
 
-PARTS = ("training", "memory", "inference", "peers", "data", "ddp", "scaling", "jobs")
+PARTS = ("training", "memory", "inference", "profile", "peers", "data", "ddp", "scaling", "jobs")
 QUICK_PARTS = ("training", "memory", "inference", "data", "jobs")
 
 

@@ -42,10 +42,10 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-def scorer(xml: Path, threads: int, precision: str | None = None) -> Callable[[np.ndarray], Any]:
-    """Compile an export with OpenVINO's defaults, but for threads and ``precision``."""
+def scorer(xml: Path, threads: int, precision: str | None = None, *, count: bool = False) -> openvino.CompiledModel:
+    """Compile an export with OpenVINO's defaults, but for threads, ``precision``, and counters of its operations."""
     config = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
-    return _core().compile_model(xml, "CPU", {"INFERENCE_NUM_THREADS": threads, **config})
+    return _core().compile_model(xml, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": count, **config})
 
 
 def compiled(model: nn.Module, example: tuple[Tensor, ...], threads: int, precision: str | None) -> Any:

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 def blocks(vit: VisionTransformer, tokens: int, number: int) -> int:
     """Transformer blocks, forward."""
+    return number * (linear(vit, tokens) + attention(vit, tokens))
+
+
+def linear(vit: VisionTransformer, tokens: int) -> int:
+    """Linear layers of one block, forward."""
     dim, hidden = vit.embed_dim, vit.blocks[0].mlp.fc1.out_features
-    linear = 2 * tokens * dim * (4 * dim + 2 * hidden)
-    attention = 4 * tokens**2 * dim
-    return number * (linear + attention)
+    return 2 * tokens * dim * (4 * dim + 2 * hidden)
+
+
+def attention(vit: VisionTransformer, tokens: int) -> int:
+    """Both products of one block's attention, forward."""
+    return 4 * tokens**2 * vit.embed_dim
 
 
 def embedding(vit: VisionTransformer, patches: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from measurements.speed import __main__ as program
-from measurements.speed import ddp, exports, jobs, operations, reference, scaling
+from measurements.speed import ddp, exports, jobs, operations, profile, reference, scaling
 from measurements.speed.memory import step_memory
 from measurements.speed.networks import photographs, random_images, random_model
 from measurements.speed.report import Options, Result, table
@@ -166,6 +166,19 @@ def test_scaling_fits_exponents_and_plots(tmp_path):
     }
     scaling.plot(measured, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_a_profile_accounts_for_the_time_of_scoring():
+    pytest.importorskip("openvino")
+    (result,) = profile.run(Options(backbones=(DIGITS,), batch=4, repeats=3))
+    header, _, *lines = result.markdown.splitlines()
+    rows = {kind.strip(): (float(share), floor.strip()) for _, kind, share, floor, _ in (x.split("|") for x in lines)}
+    assert {"FullyConnected", "MatMul", "Convolution", "everything"} <= rows.keys(), header
+    assert 0.5 < sum(share for kind, (share, _) in rows.items() if kind != "everything") <= 1.05  # both of medians
+    assert [kind for kind, (_, floor) in rows.items() if floor != "-"] == [
+        kind for kind in rows if kind in {"FullyConnected", "MatMul", "Convolution", "everything"}
+    ]
+    assert 0 < result.figures["products_share_of_scoring"] < 1
 
 
 @pytest.mark.parametrize("job", scaling.JOBS)
