@@ -1,8 +1,8 @@
 """How fast files are scored, beside what the machine could do; and what the first view first saves.
 
 ``python -m measurements.scoring`` writes 5,000 JPEG files of 375 x 500 pixels and scores them with `Defend` and `DN2`
-of random weights: `anomalib-defend score` all of them; a loop over `OpenVINOInferencer`, and `anomalib predict` (torch,
-without pictures), the first tenth. Starting and compiling are not counted.
+of random weights: `anomalib-defend score` all of them; a loop over `OpenVINOInferencer`, `anomalib predict` (torch,
+without pictures), and `score` with Ray where it is installed, a tenth. Starting and compiling are not counted.
 
 Bound: cores / (CPU seconds of reading and resizing an image in one thread + CPU seconds of the model an image, in one
 thread, at its best batch), both measured in the same run, before and after the contenders. ``--quick`` is for a look.
@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import time
 from functools import partial
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
@@ -40,6 +41,7 @@ from anomalib_defend.scoring.exported import ExportedScorer
 from anomalib_defend.scoring.judges import FirstViewJudge, Judge
 from anomalib_defend.scoring.pipeline import Judged, score_rows
 
+from .ray_rate import ray_rate
 from .speed.networks import random_model, write_photographs
 from .speed.report import table
 
@@ -50,6 +52,7 @@ BACKBONES = ("deit_tiny_patch16_224", "vit_small_patch16_224")
 BATCHES = (1, 8, 32)
 LARGEST = max(BATCHES)
 ROUNDS = 5
+ENOUGH_FOR_RAY = 400  # files, in partitions of 64, of which the first and the last ones tell no rate
 NORMAL_SHARE = 0.9
 DIFFERENT = 250  # files
 OTHERS = 0.1  # of the files, for the slower contenders
@@ -105,6 +108,8 @@ def bound(xml: Path, paths: Sequence[Path]) -> Bound:
 
     Means, as the contenders' are: the shortest of several calls is the machine at its best, which nobody has for long.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     scorer = ExportedScorer(Export(xml), None, None, maps=False, parallel=1)
     sample = paths[:100]
     images = [scorer.prepare(str(path)) for path in islice(cycle(sample), LARGEST)]
@@ -121,6 +126,7 @@ def bound(xml: Path, paths: Sequence[Path]) -> Bound:
         reading.append(measured(lambda: [scorer.prepare(str(path)) for path in sample], len(sample)).cpu)
         for batch, costs in model.items():
             costs.append(measured(partial(infer, batch), LARGEST).cpu)
+    torch.set_num_threads(threads)
     return Bound(mean(reading), min(map(mean, model.values())))
 
 
@@ -156,6 +162,9 @@ def throughput(name: str, backbone: str, paths: Sequence[Path], fewer: Sequence[
     reading, own = (mean(pair) for pair in zip(before, after, strict=True))
     best = cores / (reading + own)
     loop = found["loop over OpenVINOInferencer"].elapsed
+    if find_spec("ray") and len(fewer) >= ENOUGH_FOR_RAY:
+        rate = ray_rate(xml, fewer, folder / "ray" / name / backbone, [])
+        found["anomalib-defend score --engine ray"] = Cost(1 / rate.images, rate.cpu)
     rows: list[dict[str, object]] = [
         {
             f"{name}, {backbone}": contender,
