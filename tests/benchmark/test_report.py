@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from anomalib_defend.benchmark.images import wrong_shares
-from anomalib_defend.benchmark.papers import figures
+from anomalib_defend.benchmark.papers import figures, notes
 from anomalib_defend.benchmark.plan import ComparisonError
 from anomalib_defend.benchmark.report import markdown
 from anomalib_defend.benchmark.statistics import difference, pair
@@ -111,6 +111,10 @@ def test_the_tables_figures(results):
     ours = f"{_mean_text(by_hand, 'DN2')} | {_mean_text(by_hand, 'A')}"
     assert f"| mean | {ours} | 0.954 |" in text.partition("papers' own figures")[2]
     assert f"| dog | {_text(by_hand, 'DN2', 'dog')} | {_text(by_hand, 'A', 'dog')} | 0.919 |" in text
+    below = text.partition("papers' own figures")[2].partition("##")[0]
+    assert "Defend: ViT-B/16 pretrained with labels on ImageNet-21k" in below
+    assert "KDAD*: VGG-16 on images in [0, 1], not normalised" in below
+    assert "KDAD*; MSAD*; Transformaly*; Deep SVDD*: the star marks" in below
     assert "| VOC | A | 10 s | 20.0 | 5.0 M | 1.0 GB |" in text
     assert "0.900 ± 0.000" in text.partition("## Pixel AUROC")[2]
     assert "Failed" not in text
@@ -268,6 +272,16 @@ def test_the_papers_figures_are_auroc():
     assert figures("CIFAR-10 splits")["Defend"]["01234"] == pytest.approx(0.947)
     with pytest.raises(ValueError, match="unknown table 'CIFAR'"):
         figures("CIFAR")
+    with pytest.raises(ValueError, match="unknown table 'notes'"):
+        figures("notes")
+
+
+def test_what_is_said_below_a_table_is_of_its_methods():
+    of_coco, of_splits = "\n".join(notes("COCO uni-class")), "\n".join(notes("CIFAR-10 splits"))
+    assert "MSAD*: no figures by category: the paper's column repeats" in of_coco
+    assert "FCDD; FCDD+OE; PANDA; KDAD: runs by the authors of UniAD" in of_splits
+    assert "not normalised" in of_coco
+    assert "not normalised" not in of_splits
 
 
 def test_a_cell_in_several_folders_counts_once(results):

@@ -222,14 +222,15 @@ def _papers(table: Table) -> list[Section]:
             for row in rows
         ]
         note = (
-            "The columns marked “(paper)” are copied from the papers, not measured here: ViT-B/16 of ImageNet-21k "
-            "unless the name says otherwise, all images; their mean is over all categories of the data set, ours over "
-            "those that were run. `papers.yaml` tells where they come from."
+            "The columns marked “(paper)” are copied from the papers, not measured here: on all images, with the "
+            "encoders and in the ways that are named below. Their mean is over all categories of the data set, ours "
+            "over those that were run."
         )
         head = ["category", *table.comparison.models, *(f"{method} (paper)" for method in methods)]
         what = f"{data}: {papers.LABEL}" + (", hardest novel class" if by_class else "")
         if lines:
-            found.append(Section(what, head, lines, [note], copied=len(methods)))
+            notes = [note, *papers.notes(table.comparison.papers[data])]
+            found.append(Section(what, head, lines, notes, copied=len(methods)))
     return found
 
 
