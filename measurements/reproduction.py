@@ -8,6 +8,7 @@ what the data sets' descriptions say, or an upper bound of it.
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any, NamedTuple
 
 from anomalib_defend.benchmark.expand import find, load
@@ -26,11 +27,12 @@ LINE = 80  # bytes of scores.csv for each test image
 DISK = {"CIFAR10": 0.5, "CIFAR100": 0.5, "MNIST": 0.4, "FashionMNIST": 0.4, "VOC": 4.0, "COCO": 40.0, "MVTecAD": 10.0}
 # GB with the archive beside what is unpacked or written, rounded up
 
-# GFLOP of a pass at 224 (ViT-B/16 at 384: 111): a multiplication and an addition are two
+# GFLOP of a pass, at 224 where the name says nothing else: a multiplication and an addition are two
 PASSES = {
-    "vit_base_patch16_384": 111.0, "vit_base": 35.1, "vit_small": 9.2, "vgg16": 30.9, "resnet152": 23.0,
-    "vgg16 at 128": 10.1,
+    "vit_base_patch16_384": 111.0, "vit_base": 35.1, "vit_small": 9.2, "vgg16 at 128": 10.1, "vgg16 at 32": 0.63,
+    "vgg16": 30.9, "resnet152": 23.0, "wide_resnet50_2 at 256": 29.8,
 }  # fmt: skip
+GENERATOR = 12.4  # GFLOP of a pass of Fitymi's U-Net at 32 x 32
 
 
 class Work(NamedTuple):
@@ -40,35 +42,45 @@ class Work(NamedTuple):
         epochs: An image of an epoch, and the number of epochs, for each stage.
         once: A training image, whatever the epochs.
         test: A test image.
+        steps: An image of a step, and the number of images, of what is trained for a number of steps.
     """
 
     epochs: tuple[tuple[float, int], ...]
     once: float
     test: float
+    steps: tuple[float, int] = (0, 0)
 
 
-def work(name: str, given: dict[str, Any]) -> Work:
+def work(name: str, given: dict[str, Any], batch_size: int, max_epochs: int) -> Work:
     """Of a model with its arguments: "What it costs" of its README, and the defaults of its epochs."""
 
     def epochs(default: int) -> int:
         return int(given.get("epochs") or default)
 
-    if name == "DN2":
-        return Work((), 1, 1)
     if name == "Defend":  # stage 1: 77, student: 52, teacher: 35 GFLOP of a ViT-B/16 (measurements.speed --parts jobs)
         student = 1.48 * (2 if given.get("masking") == "none" else 1)
         return Work(((2.2, given.get("dense_epochs", 3)), (student, given.get("distill_epochs", 10))), 1, 2)
     if name == "KDAD" and given["backbone"].startswith("vgg"):
-        return Work(((0.1, epochs(200)),), 1, 1.05)
-    if name == "KDAD":
-        return Work(((0.5, epochs(10)),), 1, 1.15)
-    tuned = {"MSAD": (7.0, 20, 1.0), "PANDA": (3.0, 15, 1.0), "Transformaly": (6.0, 30, 2.0)}
-    if name in tuned:  # a pass over the training images before each validation included
-        step, default, test = tuned[name]
-        return Work(((step, epochs(default)),), 1, test)
-    small = {"UniAD": (14.0, 1000, 7.0), "FCDD": (1.5, 600, 0.5), "DeepSVDD": (0.18, 500, 0.06)}
-    step, default, test = small[name]
-    return Work(((step, epochs(default)),), 0, test)
+        return Work(((0.14, epochs(200)),), 1, 1.05)
+    if name == "Fitymi":  # generator; classifier: an image and a fake, half of the blocks train, and the memory
+        generator = GENERATOR * (given.get("generator_size", 32) / 32) ** 2 / PASSES["vit_base"]
+        return Work(((6.0, 30),), 100 * generator, 1, (3 * generator, given.get("stop_step", 20_000) * batch_size))
+    pixels = (given.get("image_size", 256) / 32) ** 2 if name == "ARNet" else 1
+    each = {
+        "DN2": Work((), 1, 1),
+        "ObjectPrototypes": Work((), 1, 2),  # whole+centre
+        "KDAD": Work(((0.5, epochs(10)),), 1, 1.15),
+        "MSAD": Work(((7.0, epochs(20)),), 1, 1),  # a pass over the training images before each validation included
+        "PANDA": Work(((3.0, epochs(15)),), 1, 1),
+        "Transformaly": Work(((6.0, epochs(30)),), 1, 2),
+        "ReverseDistillation": Work(((4.5, max_epochs),), 0, 2.2),  # a frozen encoder, and a decoder as large
+        "GeneralAD": Work(((1.4, max_epochs),), 0, 1.1),  # a frozen encoder, and a small discriminator
+        "UniAD": Work(((14.0, epochs(1000)),), 0, 7),
+        "FCDD": Work(((1.5, epochs(600)),), 0, 0.5),
+        "DeepSVDD": Work(((0.18, epochs(500)),), 0, 0.06),
+        "ARNet": Work(((15.5 * pixels, epochs(125)),), 0, 3.9 * pixels),  # a step, and errors before each validation
+    }
+    return each[name]
 
 
 def images(cell: Cell) -> tuple[float, int]:
@@ -99,18 +111,21 @@ class Cost(NamedTuple):
 def cost(cell: Cell) -> Cost:
     """Multiply."""
     name, given = cell.model_settings["class_path"].rpartition(".")[2], cell.model_settings["init_args"]
-    backbone = str(given.get("backbone", "vit_base_patch16_384" if name == "Transformaly" else ""))
-    if backbone.startswith("vgg16") and given.get("image_size") == 128:
-        backbone = "vgg16 at 128"
+    own = {
+        "Transformaly": "vit_base_patch16_384", "Fitymi": "vit_base", "ReverseDistillation": "wide_resnet50_2 at 256",
+    }  # fmt: skip
+    backbone = str(given.get("backbone", own.get(name, "")))
+    if backbone.startswith("vgg16") and "image_size" in given:
+        backbone = f"vgg16 at {given['image_size']}"
     of_a_pass = next((gflop for prefix, gflop in PASSES.items() if backbone.startswith(prefix)), 1.0)
-    if name in {"UniAD", "FCDD", "DeepSVDD"}:
+    if name in {"UniAD", "FCDD", "DeepSVDD", "ARNet"}:
         of_a_pass = 1.0
-    elif backbone == "vgg16 at 128":
-        of_a_pass = PASSES[backbone]
     train, test = images(cell)
-    todo = work(name, given)
+    batch_size = cell.data_settings["init_args"].get("train_batch_size", 32)
+    todo = work(name, given, batch_size, cell.trainer.get("max_epochs", 0))
     passes = train * (sum(step * number for step, number in todo.epochs) + todo.once) + test * todo.test
-    read = train * (sum(number for _, number in todo.epochs) + bool(todo.once)) + test
+    passes += math.prod(todo.steps)
+    read = train * (sum(number for _, number in todo.epochs) + bool(todo.once)) + test + todo.steps[1]
     return Cost(passes * of_a_pass * 1e9 / PEAK / UTILISATION, read / READ, test * LINE)
 
 
