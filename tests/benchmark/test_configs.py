@@ -22,6 +22,20 @@ COUNTS = {  # categories of each data set
     "VOC leave-one-out": 20, "COCO uni-class": 80, "COCO leave-one-out": 80, "MVTec AD": 15,
     "CIFAR-10 against CIFAR-100": 10,
 }  # fmt: skip
+_ALL, _SMALL = "DN2 | Defend | ObjectPrototypes", "Fitymi | ARNet"
+METHODS = {  # columns of the papers' tables
+    "uni_class": f"{_ALL} | {_SMALL} | Transformaly | Transformaly, 224 | Deep SVDD | KDAD | KDAD, ViT | MSAD | "
+    "PANDA | RD4AD | GeneralAD",
+    "leave_one_out": f"{_ALL} | {_SMALL} | Transformaly | Transformaly, 224 | KDAD | KDAD, ViT | MSAD | RD4AD",
+    "splits": f"{_ALL} | {_SMALL} | Transformaly | UniAD | FCDD | FCDD+OE | KDAD | KDAD, ViT | PANDA",
+    "voc": f"{_ALL} | {_SMALL} | Transformaly | Deep SVDD | KDAD | KDAD, ViT | MSAD | RD4AD",
+    "coco": f"{_ALL} | Transformaly | KDAD | KDAD, ViT | MSAD | RD4AD",
+    "mvtec": f"DN2 | Defend, pixel variant | ObjectPrototypes | {_SMALL} | Transformaly | UniAD | KDAD | KDAD, ViT | "
+    "MSAD | PANDA",
+    "near_distribution": f"{_ALL} | {_SMALL} | MSAD",
+}
+QUOTED = {"CSI"}  # not built
+UNNORMALISED = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 
 
 @pytest.mark.parametrize(
@@ -55,8 +69,43 @@ def test_the_papers_tables_are_complete(file):
         assert len(categories) == COUNTS[data]
         names = {"CIFAR-10": CIFAR10_CLASSES, "CIFAR-100": CIFAR100_CLASSES}.get(data.removesuffix(" uni-class"))
         assert names is None or categories == set(names)
+        methods = {cell.model for cell in comparison.cells if cell.data == data}
+        assert methods == (set(METHODS[file.stem].split(" | ")) if file.stem in METHODS else set(comparison.models))
     assert {cell.seed for cell in comparison.cells} == {0, 1, 2}
     assert comparison.reference == "DN2"
+
+
+@pytest.mark.parametrize("name", [*METHODS, "ablation_defend", "ablation_mask"])
+def test_every_figure_of_a_paper_has_a_column_beside_it(name):
+    comparison = load(find(name))
+    assert set(comparison.papers) == set(comparison.data)
+    for data, table in comparison.papers.items():
+        methods = {cell.model for cell in comparison.cells if cell.data == data}
+        categories = {cell.category for cell in comparison.cells if cell.data == data}
+        for method, rows in figures(table).items():
+            assert set(rows) <= {*categories, "mean"}
+            ours = re.sub(r"^FITYMI$", "Fitymi", re.sub(r",? ViT-S/16$|\*$", "", method))
+            assert {ours, re.sub(", (384|224|from scratch|ViT-B)$", "", ours)} & methods or method in QUOTED
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "size", "epochs"),
+    [
+        ("uni_class", "Fashion-MNIST uni-class", 32, 50),
+        ("leave_one_out", "Fashion-MNIST leave-one-out", 32, 50),
+        ("leave_one_out", "MNIST leave-one-out", 32, 50),
+        ("mvtec", "MVTec AD", 128, 600),
+    ],
+)
+def test_kdad_has_its_papers_inputs(name, data, size, epochs):
+    """MNIST and Fashion-MNIST at 32 pixels, MVTec AD at 128, all in [0, 1] and not normalised."""
+    cells = [cell for cell in load(find(name)).cells if cell.model == "KDAD" and cell.data == data]
+    for cell in cells:
+        settings = cell.model_settings["init_args"]
+        assert (settings["image_size"], settings["epochs"]) == (size, epochs)
+        assert settings["pre_processor"]["init_args"] == {"image_size": [size, size], **UNNORMALISED}
+        assert cell.data_settings["init_args"]["train_batch_size"] == 64
+    assert len(cells) == 3 * COUNTS[data]
 
 
 def test_the_reduced_set_is_the_issues():
