@@ -1,5 +1,8 @@
 """Deep SVDD: input, losses, centre and score, each by loops over images (``test_every_model.py`` has the rest)."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -81,15 +84,31 @@ def test_the_learning_rate_drops_once():
         assert (rate(drop - 1), rate(drop)) == (1, 0.1)
 
 
-def test_range_and_center_are_of_all_normal_images(make_data, make_engine):
-    data, model = make_data(), DeepSVDD(16, pretrain_epochs=1, epochs=1, lr=0, seed=0)
+def test_range_and_center_are_of_all_normal_images(make_data, make_engine, monkeypatch):
+    """The centre is that of the encoder between the stages: later its batch norms' statistics are others."""
+    networks = []
+    enter = CenterStage.enter
+
+    def look(self, run):
+        enter(self, run)
+        networks.append(copy.deepcopy(self.model).eval())
+
+    monkeypatch.setattr(CenterStage, "enter", look)
+    data, model = make_data(), DeepSVDD(16, pretrain_epochs=1, epochs=1, lr=1e-3, seed=0)
     make_engine().fit(model, datamodule=data)
     network = model.eval().model
     images = torch.cat([model.pre_processor(item.image[None]) for item in data.train_data])
     values = [contrast(image) for image in images]
     expected = torch.tensor([min(value.min() for value in values), max(value.max() for value in values)])
     torch.testing.assert_close(network.value_range.double(), expected, rtol=1e-5, atol=1e-5)
-    assert network.normality.fitted
+    (between,) = networks
+    encoder, (low, high) = between.encoder.double(), expected
+    inputs = [torch.from_numpy((value - low.item()) / (high - low).item()) for value in values]
+    codes = [encoder(image[None])[0].tolist() for image in inputs]
+    for component, found in zip(zip(*codes, strict=True), network.normality.center.tolist(), strict=True):
+        mean = sum(component) / len(component)
+        pushed = math.copysign(max(abs(mean), 0.1), mean)
+        assert found == pytest.approx(pushed, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [30, 128, (16, 24)])

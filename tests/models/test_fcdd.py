@@ -1,5 +1,6 @@
 """FCDD: loss, score and map, by loops over images, and its outliers (``test_every_model.py`` has the rest)."""
 
+import copy
 import math
 import shutil
 
@@ -148,10 +149,25 @@ def test_no_test_image_is_among_the_outliers(make_data, make_engine, tmp_path):
         make_engine().fit(FCDD(outlier_dir=str(tmp_path / "outliers"), image_size=16), datamodule=data)
 
 
-def test_without_outliers_all_images_are_normal_and_the_user_is_warned(make_data, make_engine, caplog):
-    model = FCDD(image_size=16, epochs=1, seed=0)
-    make_engine().fit(model, datamodule=make_data())
+def test_without_outliers_all_images_are_normal_and_the_user_is_warned(make_data, make_engine, monkeypatch, caplog):
+    """The loss is the mean over the images of the mean over the places, without a logarithm."""
+    found = []
+    loss = FCDDModel.loss
+
+    def look(self, images, anomalous):
+        before = copy.deepcopy(self)
+        result = loss(self, images, anomalous)
+        means = [sum(places.flatten().tolist()) / places.numel() for places in before.places(images)]
+        found.append((anomalous.sum().item(), result.item(), sum(means) / len(means)))
+        return result
+
+    monkeypatch.setattr(FCDDModel, "loss", look)
+    make_engine().fit(FCDD(image_size=16, epochs=1, seed=0), datamodule=make_data())
     assert "nothing keeps the network from mapping every image to zero" in caplog.text
+    assert found
+    for outliers, measured, expected in found:
+        assert outliers == 0
+        assert measured == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
