@@ -71,7 +71,7 @@ def allowed(path: str, name: str) -> bool:  # noqa: PLR0911 - one return for eac
     if path in {"_autoload.py", "__init__.py"}:  # run at every start of the interpreter
         return path == "__init__.py" and within(name, *own("data", "models", "_version"))  # for type checkers
     if part == "files":
-        return within(name, *own("files")) or name == "torchvision.datasets.folder.IMG_EXTENSIONS"
+        return within(name, *own("files"), "PIL", "rich") or name == "torchvision.datasets.folder.IMG_EXTENSIONS"
     if part == "nn":
         return top in ARITHMETIC or within(name, *own("nn"))
     if is_pure(path):

@@ -60,6 +60,24 @@ def test_a_category_by_number(tmp_path, category):
     assert ids(build(write_coco(tmp_path), category).test_data, label=0) == {101, 102, 103}
 
 
+def test_numbers_that_two_categories_share_name_none(tmp_path):
+    """pycocotools takes ids 18 and "18" for two."""
+    root = write_coco(tmp_path)
+    for path in (root / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        content["categories"].append({"id": "18", "name": "wolf"})
+        content["annotations"] += [
+            {**content["annotations"][0], "category_id": "18", "image_id": image["id"]}
+            for image in content["images"][:3]
+        ]
+        path.write_text(json.dumps(content))
+    wolf, dog = build(root, "wolf"), build(root, "dog")
+    assert ids(wolf.train_data, wolf.val_data) == {1, 2, 3}
+    assert ids(dog.train_data, dog.val_data) == DOG
+    with pytest.raises(ValueError, match=r"unknown '18'.*Available are: 1 person, 77 .*, 90 toothbrush, dog, wolf"):
+        build(root, 18)
+
+
 def test_categories_that_cannot_be_used(tmp_path):
     write_coco(tmp_path)
     with pytest.raises(ValueError, match=r"unknown '2'\. Available are: 1 person, 18 dog, 77 cell phone, 90 tooth"):

@@ -29,7 +29,12 @@ def respelled(number):
 @st.composite
 def files(draw):
     numbers = draw(
-        st.sampled_from([st.integers(0, 9), st.integers(0, 9).map(float), st.integers(0, 9).map(str), texts])
+        st.sampled_from(
+            [
+                *(st.integers(0, 9), st.integers(0, 9).map(float), st.integers(0, 9).map(str), texts),
+                st.integers(0, 2) | st.integers(0, 2).map(str),  # which are others
+            ]
+        )
     )
     images = draw(st.lists(numbers, min_size=1, max_size=4))
     categories = draw(st.lists(numbers, min_size=1, max_size=3))
@@ -42,7 +47,7 @@ def files(draw):
         ],
         "categories": [
             {**draw(unused), "id": number, "name": draw(st.sampled_from([f"cat {number}", "dog", 3]))}
-            for number in draw(st.sampled_from([categories, sorted(set(categories))]))
+            for number in draw(st.sampled_from([categories, sorted(set(categories), key=str)]))
         ],
         "annotations": [],
     }

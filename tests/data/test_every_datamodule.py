@@ -1,5 +1,6 @@
 """What holds for every datamodule, setting and kind of novel image."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -151,12 +152,46 @@ def test_hidden_twins_are_no_data(name, write):
     assert {part: images(again, part) for part in PARTS} == expected
 
 
-@pytest.mark.parametrize("name", [name for name in miniatures.WRITERS if name not in {"SemanticVOC", "SemanticCOCO"}])
+@pytest.mark.parametrize("name", [name for name in miniatures.WRITERS if name != "SemanticVOC"])
 def test_names_that_are_not_utf8(name, write):
     root = write(name)
     prepared(name, root)
-    for number, path in enumerate(sorted(root.rglob("*.png"))):
-        path.rename(path.with_name(os.fsdecode(b"St\xfcck%d.png" % number)))
+    renamed = {}
+    for number, path in enumerate(sorted(path for path in root.rglob("*") if path.suffix in {".jpg", ".png"})):
+        renamed[path.name] = os.fsdecode(b"St\xfcck%d%b" % (number, path.suffix.encode()))
+        path.rename(path.with_name(renamed[path.name]))
+    for path in root.rglob("*.json"):
+        content = json.loads(path.read_text())
+        for image in content["images"]:
+            image["file_name"] = renamed[image["file_name"]]
+        path.write_text(json.dumps(content))  # as Python writes such names
     data = prepared(name, root)
     assert all("St\udcfcck" in path for part in PARTS for path in images(data, part))
     assert len(next(iter(data.test_dataloader())).image) == min(32, len(data.test_data))
+
+
+def test_the_lists_of_voc_are_utf8(write):
+    """A name that is not cannot be in them; what is not listed is not used, whatever its name."""
+    root = write("SemanticVOC")
+    train = images(prepared("SemanticVOC", root), "train_data")
+    path = Path(train[0])
+    path.rename(path.with_name(os.fsdecode(b"St\xfcck.jpg")))
+    with pytest.raises(FileNotFoundError, match=rf"1 of \d+ images are missing from .*: {path.name}"):
+        prepared("SemanticVOC", root)
+    for file in (root / "ImageSets" / "Main").glob("*_train.txt"):
+        file.write_bytes(file.read_bytes().replace(path.stem.encode(), b"St\xfcck"))
+    with pytest.raises(ValueError, match=r"_train\.txt, line \d+, byte \d+: the byte 0xfc is not UTF-8"):
+        prepared("SemanticVOC", root)
+    for file in (root / "ImageSets" / "Main").glob("*_train.txt"):
+        lines = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(b"".join(line for line in lines if b"\xfc" not in line))
+    assert len(images(prepared("SemanticVOC", root), "train_data")) == len(train) - 1
+
+
+@everywhere
+def test_a_root_whose_name_is_not_utf8(name, write, capsys):
+    root = write(name)
+    root = root.rename(root.with_name(os.fsdecode(b"d\xe4ten")))
+    data = prepared(name, root)
+    assert len(next(iter(data.test_dataloader())).image) == min(32, len(data.test_data))
+    assert "Logging error" not in capsys.readouterr().err

@@ -68,9 +68,10 @@ def test_not_hidden(name):
 
 
 def test_images_and_other_formats():
-    names = ["a.JPG", "b.webp", "c.jfif", "d.HEIC", "e.txt", "._a.jpg", "._d.heic", "f.tiff", "g"]
+    of_cameras = ["h.mpo", "i.NRW", "j.srw", "k.pef", "l.rwl"]
+    names = ["a.JPG", "b.webp", "c.jfif", "d.HEIC", "e.txt", "._a.jpg", "._d.heic", "f.tiff", "g", *of_cameras]
     assert [name for name in names if is_image(name)] == ["a.JPG", "b.webp", "f.tiff"]
-    assert [name for name in names if is_other_format(name)] == ["c.jfif", "d.HEIC"]
+    assert [name for name in names if is_other_format(name)] == ["c.jfif", "d.HEIC", *of_cameras]
 
 
 @given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=3), st.sampled_from(["NFC", "NFD"]))

@@ -140,12 +140,14 @@ def test_half_of_the_images_make_room_for_outliers(make_data, make_engine, monke
         assert is_normal != odd
 
 
-def test_no_test_image_is_among_the_outliers(make_data, make_engine, tmp_path):
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_no_image_that_judges_is_among_the_outliers(make_data, make_engine, tmp_path, part):
     data = make_data()
     data.setup()
     (tmp_path / "outliers" / "below").mkdir(parents=True)
-    shutil.copy(data.test_data.samples.image_path[0], tmp_path / "outliers" / "below" / "harmless.jpg")
-    with pytest.raises(ValueError, match=r"outlier_dir='.*' holds 1 of the test images \(.*harmless\.jpg\)"):
+    of_part = {"validation": data.val_data, "test": data.test_data}[part]
+    shutil.copy(of_part.samples.image_path.iloc[0], tmp_path / "outliers" / "below" / "harmless.jpg")
+    with pytest.raises(ValueError, match=rf"outlier_dir='.*' holds 1 of the {part} images \(.*harmless\.jpg\)"):
         make_engine().fit(FCDD(outlier_dir=str(tmp_path / "outliers"), image_size=16), datamodule=data)
 
 

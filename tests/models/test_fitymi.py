@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -326,7 +328,7 @@ def test_fakes_are_used_again_as_long_as_nothing_that_makes_them_changes(
 
 
 def test_a_changed_image_changes_the_key(tmp_path):
-    path = tmp_path / "image.png"
+    path = tmp_path / os.fsdecode(b"St\xfcck.png")
     path.write_bytes(b"one")
     first = fingerprint({"seed": 0}, [str(path)])
     assert fingerprint({"seed": 0}, [str(path)]) == first
@@ -382,6 +384,15 @@ def test_fakes_of_ones_own_need_no_generator(make, make_data, make_engine, write
     assert model.trained_steps.tolist() == [0, 6]
     expected = engine.test(model, datamodule=data)
     assert make_engine().test(make(), datamodule=data, ckpt_path=engine.best_model_path) == expected
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_no_image_that_judges_is_among_the_fakes(make, make_data, make_engine, write_images, part):
+    data, folder = make_data(), write_images(1)
+    data.setup()
+    shutil.copy({"validation": data.val_data, "test": data.test_data}[part].samples.image_path.iloc[0], folder)
+    with pytest.raises(ValueError, match=rf"fake_dir='.*' holds 1 of the {part} images"):
+        make_engine().fit(make(fake_dir=str(folder)), datamodule=data)
 
 
 def test_without_diffusers_everything_but_the_generator_works(trained, make, make_data, make_engine, no_diffusers):

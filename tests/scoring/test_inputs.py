@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from anomalib_defend.scoring.inputs import Inputs, read_list
 
-NAMES = st.binary(min_size=1, max_size=8).filter(lambda name: b"\0" not in name)
+NAMES = st.binary(min_size=1, max_size=8).filter(
+    lambda name: b"\0" not in name and name not in {b".", b"/", b"\r", b"\n"}
+)
 
 
 def test_each_kind_in_the_order_given(tmp_path, monkeypatch) -> None:
@@ -40,6 +42,21 @@ def test_each_kind_in_the_order_given(tmp_path, monkeypatch) -> None:
 def test_a_list_with_zero_bytes_holds_any_name(names) -> None:
     file = io.BufferedReader(io.BytesIO(b"".join(name + b"\0" for name in names)))
     assert [os.fsencode(path) for path in read_list(file, "list")] == names
+
+
+def test_a_list_of_find_may_begin_with_its_folder() -> None:
+    content = b".\0./a\0./b.png\0"
+    assert list(read_list(io.BufferedReader(io.BytesIO(content)), "list")) == [".", "./a", "./b.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16"])
+@pytest.mark.parametrize(
+    "text", ["a.png", "/a/b\n", "a.png\nb.png\n", "a.png\r\nb.png\r\n", "\u72ac.png\n\u732b.png\n"]
+)
+def test_a_list_in_utf_16_is_refused(text, encoding) -> None:
+    file = io.BufferedReader(io.BytesIO(text.encode(encoding)))
+    with pytest.raises(ValueError, match="list is UTF-16: save it as UTF-8"):
+        list(read_list(file, "list"))
 
 
 def test_a_list_is_not_read_whole() -> None:
@@ -83,6 +100,23 @@ def test_other_unicode_forms_of_a_name_are_found(tmp_path) -> None:
     if (tmp_path / "St\u00fcck.png").exists():
         pytest.skip("this file system takes both for one name")
     assert list(Inputs([str(tmp_path / "St\u00fcck.png")])) == [str(tmp_path / "Stu\u0308ck.png")]
+
+
+def test_a_glob_in_another_unicode_form(tmp_path) -> None:
+    (tmp_path / "Gro\u0308\u00dfe").mkdir()
+    (tmp_path / "Gro\u0308\u00dfe" / "Stu\u0308ck 1.png").write_text("")
+    found = [str(tmp_path / "Gro\u0308\u00dfe" / "Stu\u0308ck 1.png")]
+    assert list(Inputs([f"{tmp_path}/Gr\u00f6\u00dfe/St\u00fcck*"])) == found
+    assert list(Inputs([f"{tmp_path}/Gro\u0308\u00dfe/Stu\u0308ck*"])) == found
+
+
+def test_a_glob_in_a_hidden_folder_finds_what_is_not_hidden_there(tmp_path) -> None:
+    (tmp_path / ".data" / "@eaDir").mkdir(parents=True)
+    for name in ("0.png", "@eaDir/0.png"):
+        (tmp_path / ".data" / name).write_text("")
+    assert list(Inputs([f"{tmp_path}/.data/**/*.png"])) == [f"{tmp_path}/.data/0.png"]
+    with pytest.raises(FileNotFoundError, match="finds no file that is not hidden"):
+        Inputs([f"{tmp_path}/.data/*/0.png"])
 
 
 def test_a_folder_that_cannot_be_read_is_an_input_of_its_own(tmp_path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """The validity line and the selection, against scipy and against what lists of all p-values give."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,5 @@ def test_the_sentence_names_the_way_out() -> None:
     assert "anomalib-defend threshold model.xml --calibrate FOLDER" in said
     assert "another camera" in said
     assert sentence([counted(0.05, 6, 100, 199)], MODEL).endswith("nothing speaks against it.")
+    latin = Path(os.fsdecode(b"m\xf6del.ckpt"))
+    assert r"threshold m\xf6del.ckpt --calibrate" in sentence([counted(0.05, 40, 100, 199)], latin)

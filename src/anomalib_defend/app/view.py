@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from anomalib_defend.data.dataset import READ_ERRORS
 from anomalib_defend.decision.command import describe
 from anomalib_defend.files.names import to_text
+from anomalib_defend.files.usable import READ_ERRORS
 from anomalib_defend.visualization.picture import Finding, draw_picture
 from anomalib_defend.visualization.visualizer import read_reduced
 

@@ -10,12 +10,11 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import scratch_folder
-from anomalib_defend.data.image_files import list_images, warn_of_other_formats
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
-from anomalib_defend.files.names import category_name, is_hidden
+from anomalib_defend.files.images import list_images, warn_of_other_formats
+from anomalib_defend.files.names import category_name, is_hidden, shortened, to_text
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +170,7 @@ class ClassFolderDataModule(SemanticDataModule):
         ids: dict[int | str, str] = {
             number: name for number, name in enumerate(order) if name in found and name != str(number)
         }
-        logger.info("%s from %s.", self.title, folder)
+        logger.info("%s from %s.", self.title, to_text(str(folder)))
         return Annotations(sorted(found), annotated_images(splits, category_of), ids)
 
     def _find_class_folders(self) -> Path | None:

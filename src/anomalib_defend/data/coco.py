@@ -2,19 +2,18 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
 
-from anomalib_defend.data.dataset import shortened
 from anomalib_defend.data.download import Source, fetch_folder
 from anomalib_defend.data.protocol import AnnotatedImage, Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
 from anomalib_defend.data.text_files import read_utf8
-from anomalib_defend.files.names import category_name, composed, is_hidden, to_text
+from anomalib_defend.files.names import category_name, composed, is_hidden, shortened, to_text
 
 logger = logging.getLogger(__name__)
 
@@ -94,19 +93,21 @@ class SemanticCOCO(SemanticDataModule):
         """
         parts = self._parts()
         ids: dict[int | str, str] = {}
+        names: set[str] = set()
         images: list[AnnotatedImage] = []
         for name, split in _SPLITS.items():
             path, folder = parts[f"annotations/instances_{name}{self.year}.json"], parts[f"{name}{self.year}"]
-            categories, labels = read_instances(path)
-            categories = {number: category_name(name) for number, name in categories.items()}
-            renamed = [str(number) for number in categories.keys() & ids.keys() if categories[number] != ids[number]]
+            numbered, labels = read_instances(path)
+            names.update(map(category_name, numbered.values()))
+            typed = {number: category_name(name) for number, name in _as_typed(numbered).items()}
+            renamed = [str(number) for number in typed.keys() & ids.keys() if typed[number] != ids[number]]
             if renamed:
                 msg = f"{path} has other names for categories {shortened(sorted(renamed))} than the file for training."
                 raise ValueError(msg)
-            ids |= categories
-            images += [AnnotatedImage(str(folder / file), frozenset(names), split) for file, names in labels.items()]
-            logger.info("COCO: %s, images in %s.", path, folder)
-        return Annotations(set(ids.values()), images, ids)
+            ids |= typed
+            images += [AnnotatedImage(str(folder / file), frozenset(held), split) for file, held in labels.items()]
+            logger.info("COCO: %s, images in %s.", to_text(str(path)), to_text(str(folder)))
+        return Annotations(names, images, ids)
 
     def _parts(self) -> dict[str, Path]:
         """Return where the files and folders of ``_archives`` lie, or refuse a data set that lacks one."""
@@ -206,8 +207,8 @@ def _names_by_id(entries: Iterable[tuple[_Id, str]], field: str, path: Path) -> 
     return names
 
 
-def read_instances(path: Path) -> tuple[dict[int | str, str], dict[str, set[str]]]:
-    """Return the names of the categories by number, and those of each image file.
+def read_instances(path: Path) -> tuple[dict[_Id, str], dict[str, set[str]]]:
+    """Return the names of the categories by id, and those of each image file.
 
     Raises:
         ValueError: If the file is malformed, or its ids do not fit together; the message has the place.
@@ -229,7 +230,15 @@ def read_instances(path: Path) -> tuple[dict[int | str, str], dict[str, set[str]
         hint = " Ids as text and ids as numbers are different." if any("'" in what for what in unknown) else ""
         msg = f"{path} has annotations of unknown ids: {wrong}.{hint} {_ADVICE}"
         raise ValueError(msg)
-    return {_number(number): name for number, name in names.items()}, labels
+    return names, labels
+
+
+def _as_typed(names: Mapping[_Id, str]) -> dict[int | str, str]:
+    """Return the names of categories by the number that is typed, where one is meant: ids 1 and "1" may be two."""
+    meant: dict[int | str, set[str]] = {}
+    for number, name in names.items():
+        meant.setdefault(_number(number), set()).add(name)
+    return {number: min(found) for number, found in meant.items() if len(found) == 1}
 
 
 def _number(number: _Id) -> int | str:

@@ -11,12 +11,11 @@ from anomalib_defend.data.class_folders import (
     has_both_splits,
     read_class_folders,
 )
-from anomalib_defend.data.dataset import shortened_paths
 from anomalib_defend.data.drawing import permutation
 from anomalib_defend.data.protocol import Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
 from anomalib_defend.files.equal import find_files
-from anomalib_defend.files.names import is_image, on_disk
+from anomalib_defend.files.names import is_image, on_disk, shortened_paths
 
 _LAYOUTS = "root/<category>/<image>, which is split automatically, or root/{train,test}/<category>/<image>"
 

@@ -8,11 +8,12 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName
 from pandas import DataFrame
 
-from anomalib_defend.data.dataset import SemanticDataset, inspect_files, warn_of_rotation
-from anomalib_defend.data.image_files import list_images, warn_of_other_formats
+from anomalib_defend.data.dataset import SemanticDataset
 from anomalib_defend.data.semantic import OnError
 from anomalib_defend.data.workers import NUM_WORKERS
+from anomalib_defend.files.images import images_in
 from anomalib_defend.files.names import on_disk, to_text
+from anomalib_defend.files.usable import inspect_files, warn_of_rotation
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ class PredictFolder(AnomalibDataModule):
         if not root.is_dir():
             msg = f"No images: root={to_text(str(self.root))!r} is neither a folder nor a file."
             raise FileNotFoundError(msg)
-        images, other_formats = list_images(root)
-        warn_of_other_formats(other_formats, root)
+        images = images_in(root)
         if not images:
             msg = f"{to_text(str(root))} and the folders in it hold no image that anomalib reads."
             raise FileNotFoundError(msg)

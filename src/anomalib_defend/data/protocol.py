@@ -6,9 +6,8 @@ from typing import Literal, NamedTuple
 
 from pandas import DataFrame, concat
 
-from anomalib_defend.data.dataset import shortened_paths
 from anomalib_defend.files.equal import File
-from anomalib_defend.files.names import category_name
+from anomalib_defend.files.names import category_name, shortened_paths
 from anomalib_defend.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ def resolve_categories(chosen: Iterable[str], annotations: Annotations) -> list[
     unknown = [name for name in chosen if name not in names and name not in ids]
     if unknown:
         numbered = sorted(annotations.ids.items(), key=lambda item: (isinstance(item[0], str), item[0]))
-        listed = [f"{number} {name}" for number, name in numbered] or sorted(names)
+        listed = [f"{number} {name}" for number, name in numbered] + sorted(names - set(annotations.ids.values()))
         near = "".join(did_you_mean(name, names) for name in unknown)
         msg = f"category: unknown {', '.join(map(repr, unknown))}.{near} Available are: {', '.join(listed)}."
         raise ValueError(msg)

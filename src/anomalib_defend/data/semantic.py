@@ -14,14 +14,7 @@ from pandas import DataFrame
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from anomalib_defend.data.dataset import (
-    SemanticDataset,
-    inspect_files,
-    refuse_missing,
-    shortened,
-    shortened_paths,
-    warn_of_rotation,
-)
+from anomalib_defend.data.dataset import SemanticDataset, refuse_missing
 from anomalib_defend.data.drawing import permutation, subsample
 from anomalib_defend.data.protocol import (
     Annotations,
@@ -38,7 +31,8 @@ from anomalib_defend.data.protocol import (
 )
 from anomalib_defend.data.workers import NUM_WORKERS
 from anomalib_defend.files.equal import File, equal_files, find_files, spelled_as
-from anomalib_defend.files.names import category_name, is_hidden, on_disk, to_text
+from anomalib_defend.files.names import category_name, is_hidden, on_disk, shortened, shortened_paths, to_text
+from anomalib_defend.files.usable import inspect_files, warn_of_rotation
 
 logger = logging.getLogger(__name__)
 

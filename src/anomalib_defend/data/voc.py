@@ -93,7 +93,7 @@ class SemanticVOC(SemanticDataModule):
                 raise FileNotFoundError(msg)
         logger.info(
             "Pascal VOC from %s; test images from ImageSets/%s.",
-            devkit,
+            to_text(str(devkit)),
             "Segmentation/val.txt" if segmentation.is_file() else "Main/*_val.txt",
         )
         by_split: dict[Literal["train", "test"], dict[str, set[str]]] = {"train": train_labels, "test": test_labels}

@@ -43,6 +43,8 @@ def threshold(
         FileNotFoundError: If there is no model, no image, or no calibration.
         ValueError: If an argument does not fit.
     """
+    from anomalib_defend.files.names import to_text  # noqa: PLC0415 - torchvision
+
     from .models import Checkpoint, open_model  # noqa: PLC0415 - torch and anomalib
 
     if target_fpr is not None:
@@ -56,7 +58,7 @@ def threshold(
     if calibrate is not None:
         images = _images(Path(calibrate))
         target = _known_target(opened) if target_fpr is None else target_fpr
-        print(f"Scoring {len(images)} images of {calibrate}.", flush=True)
+        print(f"Scoring {len(images)} images of {to_text(str(calibrate))}.", flush=True)
         calibration = _calibrated(opened, images, target, hint)
     elif labels is None or target_fpr is not None:
         calibration = opened.calibration()
@@ -67,14 +69,15 @@ def threshold(
     if target_fpr is None and calibrate is None and labels is None:
         return None
     target_path = _new_file(path, output)
+    written = to_text(str(target_path))
     if isinstance(opened, Checkpoint):
         opened.save(target_path, calibration, labels)
-        following = f"anomalib export --model {opened.model_name} --ckpt_path {target_path} --export_type openvino"
+        following = f"anomalib export --model {opened.model_name} --ckpt_path {written} --export_type openvino"
     else:
         assert calibration is not None  # noqa: S101 - an export has nothing else to change
         opened.save(target_path, calibration, labels)
-        following = f"anomalib-defend threshold {target_path}"
-    print(f"Written: {target_path}\nNext: {following}")
+        following = f"anomalib-defend threshold {written}"
+    print(f"Written: {written}\nNext: {following}")
     return target_path
 
 
@@ -123,16 +126,19 @@ def describe(calibration: Calibration) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
-    from anomalib_defend.files.names import is_image  # noqa: PLC0415 - torchvision
+    from anomalib_defend.files.equal import each_once  # noqa: PLC0415 - torchvision
+    from anomalib_defend.files.images import images_in  # noqa: PLC0415 - torchvision
+    from anomalib_defend.files.names import on_disk, to_text  # noqa: PLC0415 - torchvision
 
-    if not folder.is_dir():
-        msg = f"calibrate={str(folder)!r} is no folder: give one of normal images that trained nothing."
+    found = on_disk(folder)
+    if not found.is_dir():
+        msg = f"calibrate={to_text(str(folder))!r} is no folder: give one of normal images that trained nothing."
         raise FileNotFoundError(msg)
-    images = sorted(path for path in folder.rglob("*") if path.is_file() and is_image(path.name))
+    images = each_once(images_in(found))  # one that counted twice would move the threshold
     if not images:
-        msg = f"calibrate={str(folder)!r} holds no image: give a folder of normal images that trained nothing."
+        msg = f"calibrate={to_text(str(folder))!r} holds no image: give a folder of normal images that trained nothing."
         raise FileNotFoundError(msg)
-    return images
+    return [Path(path) for path in images]
 
 
 def _known_target(opened: Any) -> float:
@@ -144,13 +150,18 @@ def _known_target(opened: Any) -> float:
 
 
 def _calibrated(opened: Any, images: list[Path], target_fpr: float, hint: str | None) -> Calibration:
+    from anomalib_defend.files.names import to_text  # noqa: PLC0415 - torchvision
+
     from .calibration import Calibration  # noqa: PLC0415 - numpy
     from .models import measure  # noqa: PLC0415 - torch and anomalib
 
     measured = measure(opened.raw_outputs(hint), images)
     wrong = [path for path, score in zip(images, measured.image, strict=True) if not abs(score) < float("inf")]
     if wrong:
-        msg = f"The score of {wrong[0]} is no number: the model's weights are damaged, or the hint does not suit it."
+        msg = (
+            f"The score of {to_text(str(wrong[0]))} is no number: the model's weights are damaged, or the hint does "
+            "not suit it."
+        )
         raise ValueError(msg)
     image = measured.level("image", target_fpr)
     assert image is not None  # noqa: S101 - there are images

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from anomalib.data.utils import read_image
+
+from anomalib_defend.files.names import to_text
+from anomalib_defend.scoring import images
 
 from .calibration import ENGINE, Calibration, Level, calibration_path, threshold_and_scale
 from .exports import find_endings, open_graph, read, write
@@ -51,11 +53,11 @@ class Measured:
         return Level(float(threshold), float(scale), median, tuple(np.sort(scores).tolist()))
 
 
-def measure(outputs: RawOutputs, images: Sequence[Path]) -> Measured:
+def measure(outputs: RawOutputs, paths: Sequence[Path]) -> Measured:
     """Score images one by one."""
     scores, maps = [], []
-    for image in images:
-        score, heat = outputs(_read(image))
+    for path in paths:
+        score, heat = outputs(_read(path))
         scores.append(score)
         if heat is not None:
             maps.append((float(heat.max()), float(heat.mean())))
@@ -267,7 +269,7 @@ def open_model(path: Path) -> Checkpoint | Export:
 
 def _read(path: Path) -> torch.Tensor:
     try:
-        return torch.as_tensor(read_image(path, as_tensor=True))
-    except Exception as error:  # whatever Pillow raises, the file has to be named
-        msg = f"Cannot read image {path} ({error}). Replace the file, or take it out of the folder."
+        return images.read(str(path))  # as `score` does, with what it refuses
+    except images.UnusableImageError as error:
+        msg = f"Cannot read image {to_text(str(path))} ({error}). Replace the file, or take it out of the folder."
         raise ValueError(msg) from error

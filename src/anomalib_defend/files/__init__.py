@@ -1,1 +1,1 @@
-"""Names of files, as they are on the disk, in tables and in words, and which files are one or have equal bytes."""
+"""Files: their names on disk and in words, the images of a folder, which are one, equal or unusable."""

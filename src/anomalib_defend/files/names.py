@@ -11,6 +11,7 @@ r"""The one rule for names: which files are data, which names are equal, and how
 
 import os
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from unicodedata import normalize
@@ -44,7 +45,9 @@ _HIDDEN = re.compile(
 _OTHER_FORMATS = (
     *(".apng", ".avif", ".avifs", ".dib", ".exr", ".gif", ".heic", ".heif", ".hif", ".icb", ".ico", ".j2c", ".j2k"),
     *(".jfi", ".jfif", ".jif", ".jp2", ".jpe", ".jpf", ".jpx", ".jxl", ".pbm", ".pcx", ".pfm", ".pnm", ".psd", ".qoi"),
-    *(".sgi", ".svg", ".tga", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
+    *(".mpo", ".sgi", ".svg", ".tga", ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq"),
+    *(".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf"),
+    *(".srw", ".x3f"),
 )
 OTHER_FORMATS = tuple(suffix for suffix in _OTHER_FORMATS if suffix not in IMG_EXTENSIONS)
 
@@ -107,6 +110,17 @@ def _unescape(match: re.Match[str]) -> str:
         return chr(int(match[2], 16))
     code = int(match[1], 16)
     return chr(code if code < 0x80 else 0xDC00 + code)
+
+
+def shortened(names: Iterable[str], number: int = 3) -> str:
+    """Return the first names, comma-separated, with dots for the others."""
+    names = list(names)
+    return ", ".join(names[:number]) + (", ..." if len(names) > number else "")
+
+
+def shortened_paths(paths: Iterable[str], number: int = 3) -> str:
+    """Return the first paths, as text that can be written everywhere."""
+    return shortened(map(to_text, paths), number)
 
 
 class Spellings:

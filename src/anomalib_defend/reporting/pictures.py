@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from anomalib_defend.data.dataset import READ_ERRORS
 from anomalib_defend.files.names import from_text
+from anomalib_defend.files.usable import READ_ERRORS
 from anomalib_defend.visualization.picture import draw_box, panel_size, panels_of
 from anomalib_defend.visualization.visualizer import read_reduced
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_defend.data.dataset import DEEP, EMPTY, is_deep, reason
 from anomalib_defend.files.names import on_disk
+from anomalib_defend.files.usable import DEEP, EMPTY, is_deep, reason
 
 from .remote import is_address, read_bytes
 

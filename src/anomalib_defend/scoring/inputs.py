@@ -5,13 +5,15 @@ from __future__ import annotations
 import codecs
 import glob
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from unicodedata import normalize
 
-from anomalib_defend.data.image_files import walk_images
-from anomalib_defend.files.names import on_disk, to_text
+from anomalib_defend.files.images import in_order, walk_images
+from anomalib_defend.files.names import is_hidden, on_disk, to_text
 
 from .remote import check, is_address, list_images
 
@@ -22,6 +24,9 @@ STDIN = "-"
 LIST_SUFFIX = ".txt"
 _BLOCK = 1 << 16
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# UTF-16 without a mark: what no list of find has between zero bytes, an end of a line, or a dot or slash and one letter
+_WIDE_PATHS = re.compile(rb"\A\0|(?:\A|\0)(?:[\r\n]|[./]\0[^\0])\0")
+_PLAIN = re.compile(r"[^*?[]*")  # of a glob, up to its first wildcard
 
 
 class Inputs:
@@ -31,7 +36,8 @@ class Inputs:
       are ignored, and images in formats that anomalib does not read are counted.
     - A file that ends with ``.txt``, or ``-``, standard input: a list, one path a line, or with a zero byte after each,
       as ``find -print0`` writes them. Relative paths are relative to the working directory.
-    - A glob, with ``**`` for folders below, where no file has that name: its files, sorted by name.
+    - A glob, with ``**`` for folders below, where no file has that name: its files, sorted by name, without hidden ones
+      below the part that has no wildcards.
     - An address (``s3://bucket/folder``): a file or a folder of any file system that pyarrow knows.
     - Any other file: an image.
 
@@ -67,7 +73,7 @@ class Inputs:
             elif Path(argument).is_dir():
                 yield from self._folder(argument)
             elif not Path(argument).exists():
-                yield from (path for path in _globbed(argument) if Path(path).is_file())
+                yield from sorted({path for path in _globbed(argument) if Path(path).is_file()}, key=in_order)
             elif argument.lower().endswith(LIST_SUFFIX):
                 with Path(argument).open("rb") as file:
                     yield from read_list(file, argument)
@@ -93,7 +99,7 @@ def read_list(file: IO[bytes], name: str) -> Iterator[str]:
         ValueError: If it is UTF-16, or a zero byte comes after lines that ended without.
     """
     block = file.peek(_BLOCK)  # type: ignore[attr-defined] # what is there already, without waiting for more
-    if block.startswith(_WIDE):
+    if block.startswith(_WIDE) or _WIDE_PATHS.search(block):
         msg = f"{to_text(name)} is UTF-16: save it as UTF-8, for example by iconv -f UTF-16 -t UTF-8."
         raise ValueError(msg)
     if block.startswith(codecs.BOM_UTF8):
@@ -119,8 +125,12 @@ def _records(file: IO[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _globbed(pattern: str) -> list[str]:
-    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - pathlib's does not keep the way it is written
+def _globbed(pattern: str) -> Iterator[str]:
+    """What a glob finds, in whichever Unicode form it is written, but nothing hidden below its plain beginning."""
+    for form in dict.fromkeys([pattern, normalize("NFC", pattern), normalize("NFD", pattern)]):
+        root = os.path.dirname(_PLAIN.match(form)[0])  # type: ignore[index] # noqa: PTH120 - it matches always
+        found = glob.iglob(form, recursive=True)  # noqa: PTH207 - pathlib's does not keep the way it is written
+        yield from (path for path in found if not is_hidden(path.removeprefix(root)))
 
 
 def _found(argument: str) -> str:
@@ -133,9 +143,9 @@ def _found(argument: str) -> str:
     spelled = on_disk(path)
     if spelled.exists():
         return str(spelled)
-    if glob.has_magic(argument) and next(iter(glob.iglob(argument, recursive=True)), None):  # noqa: PTH207
+    if glob.has_magic(argument) and next(_globbed(argument), None):
         return argument
-    what = "finds no file" if glob.has_magic(argument) else "does not exist"
+    what = "finds no file that is not hidden" if glob.has_magic(argument) else "does not exist"
     msg = (
         f"{to_text(argument)} {what} (working directory {to_text(str(Path.cwd()))}): give folders, image files, globs, "
         f"lists of paths ({LIST_SUFFIX}), or - for standard input."

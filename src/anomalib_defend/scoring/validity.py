@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from anomalib_defend.decision.conformal import allowed_rank, count_above, expected_count
+from anomalib_defend.files.names import to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,5 +75,6 @@ def sentence(counts: list[Count], model: Path) -> str:
     return (
         f"Is the threshold still valid? {told}: far more than of normal images. Either much is novel, or the images "
         "differ from the validation images (another camera, another selection), and the threshold does not hold for "
-        f"them: `anomalib-defend threshold {model} --calibrate FOLDER` calibrates anew from normal images like these."
+        f"them: `anomalib-defend threshold {to_text(str(model))} --calibrate FOLDER` calibrates anew from normal "
+        "images like these."
     )

@@ -187,7 +187,7 @@ def test_what_is_free_is_what_the_machine_says(tmp_path, monkeypatch):
 
 
 def test_whatever_changes_the_features_changes_the_key(tmp_path):
-    files = [tmp_path / name for name in ("a.png", "b.png")]
+    files = [tmp_path / os.fsdecode(name) for name in (b"a.png", b"St\xfcck.png")]
     for file in files:
         file.write_bytes(b"123")
         os.utime(file, (1, 1))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from anomalib.data import AnomalibDataset
 from pandas import DataFrame
-from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from anomalib_defend.files.equal import equal_files, find_files
+from anomalib_defend.files.equal import each_once, equal_files, find_files
+from anomalib_defend.files.images import images_in
+from anomalib_defend.files.names import on_disk, shortened, to_text
+from anomalib_defend.files.usable import inspect_files, warn_of_rotation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from anomalib.data import Batch
     from torchvision.transforms.v2 import Transform
@@ -40,62 +41,56 @@ class OtherImages(AnomalibDataset):
 
 
 def find_images(
-    argument: str, folder: str | Path, training: Iterable[str], test: Iterable[str], subfolders: bool = False
+    argument: str, folder: str | Path, data: Mapping[str, Iterable[str]], subfolders: bool = False
 ) -> list[Path]:
-    """The images of a folder, sorted; each is decoded once.
+    """The images of a folder, each file once, sorted; each is decoded once.
 
     Args:
         argument: What names the folder.
         folder: The folder.
-        training: The normal training images, none of which may be among them, nor a copy of one.
-        test: The test images, likewise: nothing may be trained on them.
+        data: The images of the data set by what they are for, none of which may be among them, nor a copy of one:
+            nothing may be trained on validation and test images, and normal ones are normal.
         subfolders: Look at those, too.
 
     Raises:
-        ValueError: If it is no folder, holds no images or images of the data set, or a file cannot be read.
+        ValueError: If it is no folder, holds no images or images of the data set, or a file cannot be used.
     """
-    where, root = f"{argument}={str(folder)!r}", Path(folder).expanduser()
+    where, root = f"{argument}={to_text(str(folder))!r}", on_disk(Path(folder).expanduser())
     if not root.is_dir():
-        msg = f"{where} is not a folder (working directory {Path.cwd()})."
+        msg = f"{where} is not a folder (working directory {to_text(str(Path.cwd()))})."
         raise ValueError(msg)
-    found = root.rglob("*") if subfolders else root.iterdir()
-    paths = sorted(path for path in found if path.suffix.lower() in IMG_EXTENSIONS)
+    paths = each_once(images_in(root, subfolders=subfolders))
     if not paths:
         which = "" if subfolders else "; subfolders are not looked at"
         msg = f"{where} holds no images ({', '.join(IMG_EXTENSIONS)}){which}."
         raise ValueError(msg)
-    for which, images in (("normal training", training), ("test", test)):
+    for which, images in data.items():
         both = _shared(paths, images)
         if both:
-            msg = f"{where} holds {len(both)} of the {which} images ({both[0]}): they must be others."
+            msg = f"{where} holds {len(both)} of the {which} images ({to_text(both[0])}): they must be others."
             raise ValueError(msg)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
-        problems = [problem for problem in pool.map(_problem, paths) if problem]
-    if problems:
-        msg = f"{where}: {len(problems)} of {len(paths)} files are not usable images: {', '.join(problems[:3])}."
+    unusable, rotated = inspect_files(paths, decode=True)
+    if unusable:
+        problems = shortened(f"{to_text(path)} ({reason})" for path, reason in unusable.items())
+        msg = (
+            f"{where}: {len(unusable)} of {len(paths)} files are not usable images: {problems}. Replace them, or take "
+            "them out of the folder."
+        )
         raise ValueError(msg)
-    return paths
+    warn_of_rotation(rotated, len(paths))
+    return [Path(path) for path in paths]
 
 
-def _shared(paths: Iterable[Path], images: Iterable[str]) -> list[Path]:
+def _shared(paths: Iterable[str], images: Iterable[str]) -> list[str]:
     """Those of the paths that lead to one of the images, or have the same bytes as one."""
-    ours, theirs = find_files(map(str, paths)), find_files(images)
+    ours, theirs = find_files(paths), find_files(images)
     known = {file.key for file in theirs.values()}
     files = {file.key: file for file in (*ours.values(), *theirs.values())}
     keys = {file.path: file.key for file in files.values()}
     for group in equal_files(files.values()):
         if any(keys[path] in known for path in group):
             known.update(keys[path] for path in group)
-    return [path for path in paths if (file := ours.get(str(path))) and file.key in known]
-
-
-def _problem(path: Path) -> str:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path.name} ({error})"
-    return ""
+    return [path for path in paths if (file := ours.get(path)) and file.key in known]
 
 
 def other_batches(run: Run, paths: Sequence[Path]) -> Iterator[Batch]:

@@ -127,10 +127,13 @@ class Run:
         return getattr(getattr(self._trainer, "datamodule", None), "num_normal_categories", None)
 
     @property
-    def test_paths(self) -> list[str]:
-        """Files of the test images, if there is a datamodule: nothing may be trained on them."""
-        test = getattr(getattr(self._trainer, "datamodule", None), "test_data", None)
-        return list(test.samples.image_path) if isinstance(test, AnomalibDataset) else []
+    def data_paths(self) -> dict[str, list[str]]:
+        """Files of the data set by what they are for; validation and test images are known of a datamodule alone."""
+        paths = {"normal training": self.images.paths}
+        for what, name in (("validation", "val_data"), ("test", "test_data")):
+            data = getattr(getattr(self._trainer, "datamodule", None), name, None)
+            paths[what] = list(data.samples.image_path) if isinstance(data, AnomalibDataset) else []
+        return paths
 
     @property
     def shared_folder(self) -> Path:

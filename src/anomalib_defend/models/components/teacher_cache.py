@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from anomalib_defend.files.equal import add_states
+from anomalib_defend.files.names import to_text
 from anomalib_defend.nn.distance import TeacherOutput, TeacherShape
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class TeacherCache:
         try:
             rows = torch.tensor([self._row[path] for path in paths])
         except KeyError as error:
-            msg = f"{error.args[0]} was no training image when the distillation began: pass teacher_cache=off."
+            msg = f"{to_text(error.args[0])} was no training image when the distillation began: pass teacher_cache=off."
             raise ValueError(msg) from error
         attention = None if self._attention is None else _rows_to(device, self._attention, rows)
         return TeacherOutput(list(_rows_to(device, self._features, rows).unbind(dim=1)), attention)
@@ -215,9 +217,7 @@ def fingerprint(teacher: Mapping[str, Tensor], paths: Iterable[str], *how: objec
     for name, weights in teacher.items():
         digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
         digest.update(weights.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    for path in paths:
-        status = os.stat(path)  # noqa: PTH116 - 64,000 files
-        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    add_states(digest, paths)
     return digest.hexdigest()[:32]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anomalib_defend.files.names import to_text
 from anomalib_defend.models.components.other_images import find_images, other_batches
 from anomalib_defend.models.components.stage import Optimizers, Stage, Step
 
@@ -51,8 +52,8 @@ class HypersphereStage(Stage):
                 "that are surely not normal, of any kind (--model.outlier_dir)."
             )
         else:
-            self._outliers = find_images("outlier_dir", folder, run.images.paths, run.test_paths, subfolders=True)
-            logger.info("%d outliers from %s.", len(self._outliers), folder)
+            self._outliers = find_images("outlier_dir", folder, run.data_paths, subfolders=True)
+            logger.info("%d outliers from %s.", len(self._outliers), to_text(str(folder)))
         return super().plan(run)
 
     def optimizers(self) -> Optimizers:

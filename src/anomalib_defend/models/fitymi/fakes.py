@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from anomalib.data.utils import read_image
 from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import make_grid
+
+from anomalib_defend.files.equal import add_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -116,9 +117,7 @@ def fingerprint(settings: Mapping[str, Any], paths: Iterable[str]) -> str:
         paths: The normal training images; name, size and time of the last change count.
     """
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True, default=str).encode())
-    for path in paths:
-        status = os.stat(path)  # noqa: PTH116 - 64,000 files
-        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    add_states(digest, paths)
     return digest.hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from anomalib_defend.files.names import to_text
 from anomalib_defend.models.components.fit_normality import fit_normality
 from anomalib_defend.models.components.normal_images import evaluating
 from anomalib_defend.models.components.other_images import find_images, other_batches
@@ -79,13 +80,13 @@ class Fakes:
         """
         if self.paths:
             return True
-        folder, images = self.arguments["fake_dir"], run.images.paths
+        folder = self.arguments["fake_dir"]
         if folder is not None:
-            self.paths = find_images("fake_dir", folder, images, run.test_paths)
-            logger.info("%d fakes of your own from %s.", len(self.paths), folder)
+            self.paths = find_images("fake_dir", folder, run.data_paths)
+            logger.info("%d fakes of your own from %s.", len(self.paths), to_text(str(folder)))
             return True
         lengths = Lengths.of(self.arguments, run)
-        self.key = self.key or run.broadcast(fingerprint(self._settings(run, lengths), images))
+        self.key = self.key or run.broadcast(fingerprint(self._settings(run, lengths), run.images.paths))
         given = self.arguments["fake_cache"]
         root = run.shared_folder / "fakes" if given is None else Path(given).expanduser()
         self._cache = FakeCache(run.broadcast(root), self.key, lengths.num_fakes)

@@ -1,4 +1,4 @@
-"""The images below a folder, and what else lies there that is one to everybody but anomalib."""
+"""The one list of the images in a folder, and what else lies there that is one to everybody but anomalib."""
 
 import logging
 import os
@@ -7,8 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from anomalib_defend.data.dataset import shortened_paths
-from anomalib_defend.files.names import composed, is_hidden, is_image, is_other_format, to_text
+from anomalib_defend.files.names import (
+    composed,
+    is_hidden,
+    is_image,
+    is_other_format,
+    on_disk,
+    shortened_paths,
+    to_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +27,30 @@ class Listing(NamedTuple):
     other_formats: list[str]
 
 
-def list_images(folder: Path) -> Listing:
+def images_in(folder: Path, *, subfolders: bool = True) -> list[str]:
+    """List the images of a folder, and say how many files of other formats lie beside them.
+
+    Args:
+        folder: Its name may be in another Unicode form than on disk.
+        subfolders: Look at the folders below, too.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    images, other_formats = list_images(folder, subfolders=subfolders)
+    warn_of_other_formats(other_formats, folder)
+    return images
+
+
+def list_images(folder: Path, *, subfolders: bool = True) -> Listing:
     """List a folder and all folders below it; hidden files and folders are ignored.
 
     Links are followed, but no folder is entered twice. The order does not depend on the Unicode form of the names, so
     a copy made on another system is split alike.
+
+    Args:
+        folder: Its name may be in another Unicode form than on disk.
+        subfolders: Look at the folders below, too.
 
     Raises:
         OSError: If a folder cannot be read.
@@ -33,7 +59,9 @@ def list_images(folder: Path) -> Listing:
     for found in walk_images(folder, _raise):
         for kind, more in zip(listing, found, strict=True):
             kind.extend(more)
-    return Listing(*(sorted(found, key=_order) for found in listing))
+        if not subfolders:
+            break
+    return Listing(*(sorted(found, key=in_order) for found in listing))
 
 
 def walk_images(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[Listing]:
@@ -44,21 +72,22 @@ def walk_images(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[Li
         onerror: Called where a folder cannot be read; the walk goes on if it returns.
     """
     entered: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=onerror):
+    for parent, folders, files in os.walk(on_disk(folder), followlinks=True, onerror=onerror):
         if os.path.realpath(parent) in entered:
             folders.clear()
             continue
         entered.add(os.path.realpath(parent))
-        folders[:] = sorted((name for name in folders if not is_hidden(name)), key=_order)
+        folders[:] = sorted((name for name in folders if not is_hidden(name)), key=in_order)
         yield Listing(
             *(
-                sorted((os.path.join(parent, name) for name in files if belongs(name)), key=_order)  # noqa: PTH118 - 70,000 times
+                sorted((os.path.join(parent, name) for name in files if belongs(name)), key=in_order)  # noqa: PTH118 - 70,000 times
                 for belongs in (is_image, is_other_format)
             )
         )
 
 
-def _order(path: str) -> tuple[str, str]:
+def in_order(path: str) -> tuple[str, str]:
+    """Return what paths are sorted by: their names, whatever Unicode form they have."""
     return composed(path), path
 
 
