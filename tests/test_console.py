@@ -70,6 +70,13 @@ class Screen:
         return "\n".join(self.lines)
 
 
+def test_what_the_terminal_cannot_show_ends_no_command():
+    code = "from anomalib_defend import console; console.install(); print('Gr\\xf6\\xdfe St\\udcfcck')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("Gr\\xf6\\xdfe St\\udcfcck\n", 0), done.stderr
+
+
 @pytest.fixture
 def terminal(tmp_path, voc):
     """``anomalib train --model Defend ... ARGUMENTS`` in a terminal; later options win."""

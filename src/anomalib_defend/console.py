@@ -1,12 +1,13 @@
 """What the two console scripts, ``anomalib`` and ``anomalib-defend``, show on the screen.
 
-In their processes alone (``_autoload.is_console``), :func:`install` sees to three things, through hooks that Python and
+In their processes alone (``_autoload.is_console``), :func:`install` sees to four things, through hooks that Python and
 its logging offer:
 
 - Each line of this package's log is printed once. ``anomalib.loggers.configure_logger`` gives the root logger two
   handlers for the screen; where it has both, this package's lines pass them by.
 - An error that this package raises is its sentence, the last line on the screen.
 - A misspelt option, class or command gets the nearest names.
+- What the terminal's encoding cannot show is written as an escape.
 
 A program of a user's own keeps its logging, its ``sys.excepthook`` and its tracebacks.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import dis
+import io
 import logging
 import os
 import re
@@ -43,6 +45,8 @@ def install() -> None:
     logger = logging.getLogger(__package__)
     if any(isinstance(handler, _Screen) for handler in logger.handlers):
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: a name that the terminal cannot show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     logger.addHandler(_Screen())
     logging.getLogger(_PARSER_LOGGER).addHandler(_Misspelt(logging.ERROR))
     others = sys.excepthook

@@ -1,6 +1,7 @@
 """``anomalib-defend threshold`` on checkpoints and exports: told, moved, computed anew."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,8 @@ def outputs(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Normal images that trained nothing."""
-    return miniatures.write_folder(tmp_path / "normal", ["dog"], 12) / "dog"
+    """Normal images that trained nothing, in a folder whose name is not UTF-8."""
+    return miniatures.write_folder(tmp_path / os.fsdecode(b"n\xf6rmal"), ["dog"], 12) / "dog"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,10 @@ def test_a_checkpoint(checkpoint, tmp_path, images, capsys) -> None:
     for name, value in old.model.state_dict().items():
         assert torch.equal(value, model.model.state_dict()[name])
 
-    anew = threshold(checkpoint, target_fpr=0.25, calibrate=images, output=tmp_path / "anew.ckpt")
+    anew = threshold(checkpoint, target_fpr=0.25, calibrate=images, output=tmp_path / os.fsdecode(b"\xe4new.ckpt"))
+    said = capsys.readouterr().out
+    assert r"n\xf6rmal" in said
+    assert r"\xe4new.ckpt" in said
     calibration = DN2.load_from_checkpoint(anew).post_processor.calibration
     assert calibration.count == 12
     batch = torch.stack([old.pre_processor.transform(torch.as_tensor(read_image(path, as_tensor=True)))

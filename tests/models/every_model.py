@@ -104,9 +104,11 @@ ROWS = (
 
 
 def make_data(folder: Path, **kwargs: Any) -> SemanticFolder:
-    """Seven normal training images, one to validate; they are written at the first call."""
+    """Seven normal training images, one to validate, whose names are not UTF-8; they are written at the first call."""
     if not folder.is_dir():
         miniatures.write_folder(folder)
+        for path in (folder / "cat").iterdir():
+            path.rename(path.with_name(os.fsdecode(b"%b\xfc.png" % path.stem.encode())))
     return SemanticFolder(folder, **{"category": "cat", "num_workers": 0, "train_batch_size": 4, **kwargs})
 
 

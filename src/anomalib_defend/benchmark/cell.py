@@ -28,6 +28,7 @@ from anomalib.pipelines.components.runners import SerialRunner
 from anomalib.utils.config import flatten_dict
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from anomalib_defend.files.names import to_text
 from anomalib_defend.post_processing.processes import categories_of
 
 from .build import build
@@ -63,7 +64,8 @@ class Measure(Callback):
         scores = outputs.pred_score
         if scores is None:  # anomalib's post-processor does the same
             scores = torch.amax(outputs.anomaly_map, dim=(-2, -1))
-        columns = {"image_path": outputs.image_path, "label": outputs.gt_label.flatten().int().tolist()}
+        paths = list(map(to_text, outputs.image_path))  # neither pyarrow's strings nor the file take what is not UTF-8
+        columns = {"image_path": paths, "label": outputs.gt_label.flatten().int().tolist()}
         columns["score"] = scores.flatten().double().tolist()
         self._rows += pd.DataFrame(columns).to_dict("records")
 

@@ -251,7 +251,7 @@ def _run_cell(
         running.pop(slot, None)
         slots.put(slot)
     with suppress(OSError):
-        (folder / ERROR).write_text(f"{cell.key}\n{error}\n")
+        (folder / ERROR).write_text(f"{cell.key}\n{error}\n", encoding="utf-8", errors="backslashreplace")
     return error
 
 

@@ -149,7 +149,7 @@ def _data(table: Table) -> dict[str, Any]:
                 models.index(line.model),
                 data.index(line.data),
                 line.category,
-                to_text(line.image_path),
+                line.image_path,
                 int(line.label),
                 round(float(line.share), 4),
                 line.shows,

@@ -71,6 +71,7 @@ def _run(options: Namespace) -> int:
     from anomalib_defend.benchmark.driver import run_missing, show_plan  # noqa: PLC0415
     from anomalib_defend.benchmark.expand import find, load  # noqa: PLC0415
     from anomalib_defend.benchmark.plan import save  # noqa: PLC0415
+    from anomalib_defend.files.names import to_text  # noqa: PLC0415
 
     comparison = complete(load(find(options.comparison), dict(text.split("=", 1) for text in options.set)))
     folder = Path(options.results or RESULTS / comparison.name)
@@ -85,10 +86,11 @@ def _run(options: Namespace) -> int:
     failed = run_missing(comparison, sizes, folder, jobs=options.jobs, threads=options.threads)
     for cell, error in failed.items():
         print(f"FAILED {cell}: {error}", file=sys.stderr)
+    where = to_text(str(folder))
     if failed:
-        print(f"{len(failed)} cell(s) failed; their logs are in {folder}/*/log.txt.", file=sys.stderr)
-    print(f"Results: {folder}")
-    following = ["anomalib-defend", "benchmark", "report", str(folder), "--out", f"{comparison.name}.html"]
+        print(f"{len(failed)} cell(s) failed; their logs are in {where}/*/log.txt.", file=sys.stderr)
+    print(f"Results: {where}")
+    following = ["anomalib-defend", "benchmark", "report", where, "--out", f"{comparison.name}.html"]
     print(f"Next: {shlex.join(following)}")
     return 1 if failed else 0
 
@@ -106,6 +108,7 @@ def _report(options: Namespace) -> int:
     """Write tables and plots."""
     from anomalib_defend.benchmark.report import markdown  # noqa: PLC0415 - torch and anomalib
     from anomalib_defend.benchmark.table import Table  # noqa: PLC0415
+    from anomalib_defend.files.names import to_text  # noqa: PLC0415
 
     out = None if options.out is None else Path(options.out)
     if out is not None and out.suffix not in PAGES:
@@ -114,21 +117,22 @@ def _report(options: Namespace) -> int:
     save_plots = None if options.plots is None else _import_plots()
     folders = [path if path.is_dir() else RESULTS / path.stem for path in map(Path, options.results)]
     table = Table(folders, options.reference)
-    print(f"What `run` has left in {', '.join(map(str, folders))}.", file=sys.stderr)
+    print(f"What `run` has left in {to_text(', '.join(map(str, folders)))}.", file=sys.stderr)
     if out is None:
         print(markdown(table))
     elif out.suffix == ".html":
         from anomalib_defend.benchmark.page import write_report  # noqa: PLC0415
 
         write_report(table, folders, out)
-        print(f"Written: {out} ({out.stat().st_size / 1e6:.1f} MB). Open it in a browser; it needs no network.")
+        size = out.stat().st_size / 1e6
+        print(f"Written: {to_text(str(out))} ({size:.1f} MB). Open it in a browser; it needs no network.")
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(markdown(table), encoding="utf-8")
-        print(f"Written: {out}")
+        print(f"Written: {to_text(str(out))}")
     if save_plots is not None:
         for path in save_plots(table, Path(options.plots)):
-            print(path)
+            print(to_text(str(path)))
     return 0
 
 

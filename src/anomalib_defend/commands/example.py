@@ -22,12 +22,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     """Write the scenes; what is there already stays."""
     from anomalib_defend.example.scenes import write_voc  # noqa: PLC0415 - scikit-learn
+    from anomalib_defend.files.names import to_text  # noqa: PLC0415 - torchvision
 
     folder, category = write_voc(options.root, normal=options.category, seed=options.seed), options.category
+    written = to_text(str(folder))
     print(f"{_count(folder, category, 'train')} to train on, {_count(folder, category, 'val')} to test on")
-    print(f"written to {folder}. Train on them with:\n")
+    print(f"written to {written}. Train on them with:\n")
     print(f"anomalib train --model Defend --model.backbone {BACKBONE} \\")
-    print(f"    --data SemanticVOC --data.root {folder} --data.category {category} --data.setting uni_class")
+    print(f"    --data SemanticVOC --data.root {written} --data.category {category} --data.setting uni_class")
     return 0
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from anomalib_defend._version import __version__
+from anomalib_defend.files.names import to_text
 
 from .guard import not_finite
 
@@ -61,6 +62,7 @@ def read_checkpoint(
     if damage:
         msg = f"{where} is damaged ({damage}): take another copy of it, or train anew."
         raise ValueError(msg)
+    mmap = mmap and to_text(str(path)) == str(path)  # torch maps no file whose name is not UTF-8
     try:
         with anomalib_safe_globals(extra=extra_safe_globals):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
