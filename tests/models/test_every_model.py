@@ -22,6 +22,7 @@ import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import InferenceBatch
 from anomalib.models import get_model, list_models
+from anomalib.utils.path import create_versioned_dir
 from calls import CALLS
 from every_model import (
     ROWS,
@@ -180,6 +181,8 @@ def test_a_checkpoint_brings_all_arguments(fitted, tmp_path):
     default = fitted.row.model()
     make_engine(tmp_path).test(default, datamodule=fitted.data, ckpt_path=fitted.ckpt, verbose=False)
     assert_same(predict(default, fitted.images), fitted.predictions)
+    (table,) = tmp_path.rglob("v0/test.csv")
+    assert create_versioned_dir(table.parents[1]).name == "v1"  # a training finds no folder where it wants a link
 
 
 def test_predictions_are_complete(fitted):

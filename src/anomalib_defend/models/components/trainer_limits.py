@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from torch.utils.data import DataLoader
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -68,6 +70,34 @@ def check_max_epochs(max_epochs: int | None, lengths: Mapping[str, int], first_e
             last,
         )
     return max_epochs
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Several processes need a share of the images each: Lightning gives them all of them, or fails, without a word.
+
+    Raises:
+        ValueError: If every process would see all images, or one of them none in a prediction.
+    """
+    count = trainer.world_size
+    if count == 1:
+        return
+    if not trainer._accelerator_connector.use_distributed_sampler:
+        msg = (
+            f"trainer.use_distributed_sampler=false gives each of the {count} processes all images, so that every one "
+            "counts several times: leave it out. A data loader's own DistributedSampler is kept."
+        )
+        raise ValueError(msg)
+    if not trainer.predicting:
+        return
+    loaders = trainer.predict_loop._data_source.dataloader()
+    sizes = [len(loader.dataset) for loader in _as_list(loaders) if isinstance(loader, DataLoader)]
+    if 0 < min(sizes, default=count) < count:
+        msg = f"{min(sizes)} image(s) are too few for {count} processes: predict with fewer devices (trainer.devices)."
+        raise ValueError(msg)
+
+
+def _as_list(loaders: object) -> list[object]:
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
 
 
 def check_precision(trainer: Trainer) -> None:

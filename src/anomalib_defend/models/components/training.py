@@ -26,7 +26,7 @@ from .run_folder import number_latest
 from .seeds import seed_epoch
 from .stage_bar import stage_progress_bar
 from .stage_runner import StageRunner
-from .trainer_limits import check_precision
+from .trainer_limits import check_precision, check_processes
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -53,10 +53,11 @@ class Training(Contract):
         """Write checkpoints that a killed run cannot damage; at the start of ``fit``, seed and initialise.
 
         Raises:
-            ValueError: If the trainer has a precision that anomalib cannot compute in.
+            ValueError: If the trainer has a precision that anomalib cannot compute in, or gives processes no shares.
         """
         super().setup(stage)
         check_precision(self.trainer)
+        check_processes(self.trainer)
         self._remove_placeholder()  # of a training that failed, after which no teardown is called
         from .checkpoint_io import made_atomic  # noqa: PLC0415 - with anomalib's engine, which is there by now
 
