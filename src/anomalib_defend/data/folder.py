@@ -15,7 +15,8 @@ from anomalib_defend.data.drawing import permutation
 from anomalib_defend.data.protocol import Annotations, Setting
 from anomalib_defend.data.semantic import SemanticDataModule
 from anomalib_defend.files.equal import find_files
-from anomalib_defend.files.names import is_image, on_disk, shortened_paths
+from anomalib_defend.files.images import list_images
+from anomalib_defend.files.names import on_disk, shortened_paths
 
 _LAYOUTS = "root/<category>/<image>, which is split automatically, or root/{train,test}/<category>/<image>"
 
@@ -110,7 +111,7 @@ class SemanticFolder(SemanticDataModule):
 
 
 def _read_categories(folder: Path) -> ClassFolders:
-    loose = sorted(path.name for path in folder.iterdir() if path.is_file() and is_image(path.name))
+    loose = [Path(path).name for path in list_images(folder, subfolders=False).images]
     if loose:
         msg = (
             f"{len(loose)} image(s) lie in {folder} itself and not in a category: {shortened_paths(loose)}. Expected "

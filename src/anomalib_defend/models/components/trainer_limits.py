@@ -89,8 +89,9 @@ def check_processes(trainer: Trainer) -> None:
         raise ValueError(msg)
     if not trainer.predicting:
         return
-    loaders = trainer.predict_loop._data_source.dataloader()
-    sizes = [len(loader.dataset) for loader in _as_list(loaders) if isinstance(loader, DataLoader)]
+    found = trainer.predict_loop._data_source.dataloader()
+    loaders = [loader for loader in _as_list(found) if isinstance(loader, DataLoader)]
+    sizes = [len(loader.dataset) for loader in loaders]  # type: ignore[arg-type] # Lightning needs it, too
     if 0 < min(sizes, default=count) < count:
         msg = f"{min(sizes)} image(s) are too few for {count} processes: predict with fewer devices (trainer.devices)."
         raise ValueError(msg)
