@@ -191,8 +191,12 @@ def test_a_category_named_train(tmp_path):
 
 
 def test_an_unreadable_folder_is_named(root, monkeypatch):
+    scandir = os.scandir
+
     def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="cat"):
