@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from anomalib.engine import Engine
 
 import encoders
@@ -40,12 +41,14 @@ def train(model: Any, folder: Path) -> Trained:
 
 @pytest.fixture(scope="session")
 def dn2(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    torch.manual_seed(0)
     return train(DN2(encoders.MINIATURE, pre_trained=False), tmp_path_factory.mktemp("dn2"))
 
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """An ObjectPrototypes of five views."""
+    torch.manual_seed(0)
     model = ObjectPrototypes(encoders.MINIATURE, pre_trained=False, views="whole+corners")
     return train(model, tmp_path_factory.mktemp("objects"))
 
