@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from anomalib.data import InferenceBatch
+from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.post_processing import PostProcessor
+from torchmetrics import Metric
 
 from anomalib_defend.decision import p_value, p_values, raw_score
 from anomalib_defend.decision.calibration import Calibration
 from anomalib_defend.post_processing import NormalQuantilePostProcessor, require_threshold
+from anomalib_defend.post_processing.thresholds import forget_threshold, lacks_threshold
 
 
 def calibrated(*args, scores=None, maps=False, **kwargs):
@@ -135,6 +137,38 @@ def test_an_export_without_threshold_is_refused_with_the_ways_out() -> None:
     assert done.pred_score.tolist() == [0.5, 0.75]
 
 
+@pytest.mark.parametrize("kind", [NormalQuantilePostProcessor, PostProcessor])
+def test_a_forgotten_threshold_leaves_a_fresh_post_processor(kind) -> None:
+    """An interrupted validation included; options stay."""
+
+    def validated(processor, *, ends=True):
+        batch = ImageBatch(
+            image=torch.zeros(9, 3, 2, 2),
+            pred_score=torch.rand(9),
+            anomaly_map=torch.rand(9, 1, 2, 2),
+            gt_label=torch.arange(9) % 2,
+            gt_mask=torch.rand(9, 2, 2) > 0.5,
+        )
+        processor.on_validation_batch_end(None, None, batch)
+        if ends:
+            processor.on_validation_epoch_end(None, None)
+        return processor
+
+    processor = validated(kind(image_sensitivity=0.6))
+    assert not lacks_threshold(processor)
+    validated(processor, ends=False)
+    forget_threshold(processor)
+    assert lacks_threshold(processor)
+    fresh = kind(image_sensitivity=0.6)
+    assert processor.checkpoint_config() == fresh.checkpoint_config()
+    assert processor.state_dict().keys() == fresh.state_dict().keys()
+    for name, value in fresh.state_dict().items():
+        torch.testing.assert_close(processor.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
+    assert all(not metric.update_called for metric in processor.modules() if isinstance(metric, Metric))
+    forget_threshold(None)
+    assert not lacks_threshold(None)
+
+
 def test_p_values_and_raw_scores_from_what_a_model_returns() -> None:
     processor = calibrated(0.1)
     scores = torch.cat([torch.rand(200), processor._image_normal_scores])
@@ -187,8 +221,6 @@ def test_validation_images_that_choose_an_epoch_are_told(caplog) -> None:
 
 
 def test_an_interrupted_validation_leaves_nothing() -> None:
-    from anomalib.data import ImageBatch
-
     processor = NormalQuantilePostProcessor()
     for scores in (torch.full((9,), 5.0), torch.rand(9)):  # the first one never ends
         processor.on_validation_epoch_start(None, None)

@@ -136,10 +136,19 @@ def test_without_normal_validation_images_nothing_fails():
     scores = torch.rand(20)
     scaled, labels = run_test(processor, scores)
     assert torch.equal(scaled.argsort(), scores.argsort())
-    assert not labels.any()
+    assert labels is None
 
 
-def test_without_validation_a_warning_tells_why_nothing_is_novel(caplog):
+@pytest.mark.parametrize("sensitivity", [0.5, 0.7])
+def test_without_threshold_nothing_is_called_normal(sensitivity):
+    outputs = InferenceBatch(pred_score=torch.rand(5), anomaly_map=torch.rand(5, 1, 4, 4))
+    done = NormalQuantilePostProcessor(image_sensitivity=sensitivity, pixel_sensitivity=sensitivity)(outputs)
+    assert done.pred_label is None
+    assert done.pred_mask is None
+    assert done.pred_score.shape == (5,)
+
+
+def test_without_validation_a_warning_tells_why_there_is_no_label(caplog):
     NormalQuantilePostProcessor().on_test_start(None, None)
     assert "no threshold" in caplog.text
     caplog.clear()

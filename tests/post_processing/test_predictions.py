@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.data import ImageBatch
+from anomalib.post_processing import PostProcessor
 from torch.utils.data import DataLoader, Dataset
 
 from anomalib_defend.decision import Calibration
@@ -103,11 +104,38 @@ def test_normal_images_alone_have_false_alarms_but_nothing_to_find(trainer, capl
     assert "Found" not in caplog.text
 
 
-def test_a_model_without_calibration_says_what_is_missing(trainer, tmp_path, caplog) -> None:
+@pytest.mark.parametrize("processor", [NormalQuantilePostProcessor, PostProcessor])
+def test_without_threshold_no_image_is_called_normal(trainer, tmp_path, caplog, processor) -> None:
+    """anomalib's own compares with NaN, and labels every image normal."""
+    model = SimpleNamespace(post_processor=processor())
     with caplog.at_level(logging.INFO):
-        run(PredictionTable(), trainer, SimpleNamespace(post_processor=NormalQuantilePostProcessor()), [0.3], [0])
+        run(PredictionTable(), trainer, model, [0.3, 0.4], [0, 1])
+        run(PredictionTable(), trainer, model, [0.3, 0.4], stage="predict")
+    assert "False alarms" not in caplog.text
+    assert "2 images have a score, and no label." in caplog.messages
+    for name in ("test", "predictions"):
+        table = pd.read_csv(tmp_path / f"{name}.csv")
+        assert table.score.notna().all() or processor is PostProcessor  # which scales by NaN
+        assert table[["label", "p_value", "threshold"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("processor", [None, NormalQuantilePostProcessor()])
+def test_nothing_is_selected_without_p_values(trainer, tmp_path, processor) -> None:
+    with pytest.raises(ValueError, match=r"target_fdr=0\.1 selects by p-values\. The model holds no .* --calibrate"):
+        PredictionTable(target_fdr=0.1).on_test_start(trainer, SimpleNamespace(post_processor=processor))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_with_a_threshold_alone_says_what_is_missing(trainer, tmp_path, caplog) -> None:
+    """As a version without calibrations saved it."""
+    model = model_of(0.1, 0.2)
+    model.post_processor._image_normal_scores = torch.empty(0)
+    with caplog.at_level(logging.INFO):
+        run(PredictionTable(), trainer, model, [0.3], [0])
     assert "holds no normal validation scores" in caplog.text
-    assert pd.read_csv(tmp_path / "test.csv")[["p_value", "threshold"]].isna().all(axis=None)
+    table = pd.read_csv(tmp_path / "test.csv")
+    assert table[["p_value", "threshold"]].isna().all(axis=None)
+    assert table.label.tolist() == ["novel"]
 
 
 def test_without_post_processor_there_are_scores_alone(trainer, tmp_path) -> None:

@@ -60,6 +60,15 @@ class CalibratedPostProcessor(PostProcessor):
         self._move(level)
         self._unmoved = None
 
+    def forget(self) -> None:
+        """Be as before the first validation: what was known of other weights says nothing of these."""
+        for level in LEVELS:
+            for name in ("threshold", "scale", "typical"):
+                self._buffer(level, name).fill_(float("nan"))
+            device = self._buffer(level, "threshold").device
+            setattr(self, f"_{level}_normal_scores", torch.empty(0, device=device))
+        self._unmoved = None
+
     def load_calibration(self, calibration: Calibration) -> None:
         """Take threshold and normal scores over."""
         self.target_fpr = calibration.target_fpr
@@ -211,11 +220,17 @@ class CalibratedPostProcessor(PostProcessor):
                 setattr(batch, field, getattr(done, field))
 
     def _is_novel(self, values: Tensor | None, level: str) -> Tensor | None:
-        """Compare raw values with the threshold, moved by the sensitivity (0.5 leaves it where it is)."""
+        """Compare raw values with the threshold, moved by the sensitivity (0.5 leaves it where it is).
+
+        Returns:
+            None where there is no threshold: "normal" would be a claim.
+        """
         if values is None:
             return None
         sensitivity = self.image_sensitivity if level == "image" else self.pixel_sensitivity
         threshold = self.image_threshold if level == "image" else self.pixel_threshold
+        if not torch.compiler.is_compiling() and threshold.isnan():  # there is no export without one
+            return None
         if sensitivity == 0.5:
             return (values > threshold) | values.isnan()  # no number is no reason to trust an image
         return (self._scale(values, level) > 1 - sensitivity) | values.isnan()

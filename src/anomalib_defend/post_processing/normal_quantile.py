@@ -121,7 +121,10 @@ class NormalQuantilePostProcessor(EachBatch, CalibratedPostProcessor):
         if self._unmoved is not None:
             self.warn_of_few()
         if self.enable_thresholding and self.image_threshold.isnan():
-            logger.warning("No normal image was validated, so there is no threshold: every image is labelled normal.")
+            logger.warning(
+                "No normal image was validated with these weights, so there is no threshold: scores have no label. To "
+                "set one: `anomalib-defend threshold CHECKPOINT --calibrate FOLDER`, a folder of normal images."
+            )
 
     on_predict_start = on_test_start
 

@@ -12,8 +12,10 @@ from lightning.pytorch import Callback
 from anomalib_defend.decision.conformal import check_share
 from anomalib_defend.decision.table import Row, append, append_chosen, rows_of, write_header
 
+from .calibrated import NO_CALIBRATION
 from .description import Description
 from .processes import DataOrder, EachBatch, categories_of, gather, is_several
+from .thresholds import lacks_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,23 +52,37 @@ class PredictionTable(EachBatch, Callback):
         self._path: Path | None = None  # None in all processes but the first
         self._order = DataOrder()
         self._calibration: Calibration | None = None
+        self._labels = True  # whether labels mean anything
         self._description: Description | None = None
         self._rows: list[tuple[int, Row]] = []
         self._categories: dict[int, str] | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new table."""
+        """Begin a new table.
+
+        Raises:
+            ValueError: If ``target_fdr`` was given, but the model holds no normal validation scores.
+        """
         self._start(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new table; the files that the data leave out stand at its end, each with its error."""
+        """Begin a new table; the files that the data leave out stand at its end, each with its error.
+
+        Raises:
+            ValueError: If ``target_fdr`` was given, but the model holds no normal validation scores.
+        """
         self._start(trainer, pl_module, "predictions")
         if self._path is not None:
             unusable: Mapping[str, str] = getattr(getattr(trainer, "datamodule", None), "unusable", {})
             self._rows = [(sys.maxsize, Row(path, error=error)) for path, error in unusable.items()]
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, name: str) -> None:
-        self._calibration = getattr(getattr(pl_module, "post_processor", None), "calibration", None)
+        post_processor = getattr(pl_module, "post_processor", None)
+        self._calibration = getattr(post_processor, "calibration", None)
+        if self.target_fdr is not None and self._calibration is None:
+            msg = f"target_fdr={self.target_fdr:g} selects by p-values. {NO_CALIBRATION}"
+            raise ValueError(msg)
+        self._labels = not lacks_threshold(post_processor)  # anomalib's own post-processor labels all the same
         self._rows, self._path, self._categories = [], None, None
         self._order.start()
         self._description = Description(trainer, pl_module)
@@ -87,6 +103,8 @@ class PredictionTable(EachBatch, Callback):
             self._categories = categories_of(loaders)
         threshold = None if self._calibration is None else self._calibration.label_threshold
         rows = rows_of(batch, threshold, [self._categories.get(position, "") for position in positions])
+        for row in rows:
+            row.label = row.label if self._labels else None
         if self._path is not None and not self._waits(trainer):
             append(self._path, rows)
         self._rows.extend(zip(positions, rows, strict=True))
@@ -108,9 +126,13 @@ class PredictionTable(EachBatch, Callback):
         """Say how many images are novel."""
         del pl_module
         rows = self._finish(trainer)
-        if rows is not None:
-            novel, scored = sum(row.label is True for row in rows), sum(not row.error for row in rows)
-            logger.info("%d of %d images are novel.", novel, scored)
+        if rows is None:
+            return
+        labels, scored = [row.label for row in rows if row.label is not None], sum(not row.error for row in rows)
+        if labels or not scored:
+            logger.info("%d of %d images are novel.", sum(labels), scored)
+        else:
+            logger.info("%d images have a score, and no label.", scored)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say where the table is, below what Lightning prints of a test's metrics."""
