@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from every_model import At, make_engine, stop
+from every_model import At, make_engine, stop, with_other_arguments
 from lightning.pytorch import Callback
 
 OLD = Path(__file__).parent / "version_0_1"
@@ -78,11 +78,18 @@ def random_numbers(_model, _folder, _data) -> None:
 
 def moved_threshold(model, _folder, _data) -> None:
     if model.post_processor.calibration is not None:
-        model.set_target_fpr(0.3)
+        model.set_target_fpr(0.9)
+
+
+def another_tested(model, folder, data) -> None:
+    engine = make_engine(folder / "another")
+    engine.fit(model, datamodule=data)
+    other = with_other_arguments(Path(engine.best_model_path), folder / "another.ckpt")
+    make_engine(folder / "test").test(model, datamodule=data, ckpt_path=other, verbose=False)
 
 
 CALLS = (nothing, evaluation_mode, torch_export, scores_of_images, interrupted_fit, refused_fit)
 MORE_CALLS = (
     *CALLS, validated, other_fit, trial, fit_interrupted_in_validation, interrupted_scoring, random_numbers,
-    moved_threshold,
+    moved_threshold, another_tested,
 )  # fmt: skip

@@ -135,6 +135,31 @@ def differing(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tens
     )
 
 
+def arguments_of(model: NoveltyDetectorMixin) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's, and its post-processor's."""
+    return dict(model.hparams), model.post_processor.checkpoint_config()
+
+
+def with_other_arguments(ckpt: Path, path: Path) -> Path:
+    """A checkpoint of the same weights that was trained with others."""
+    content = torch.load(ckpt, weights_only=True)
+    arguments = content["hyper_parameters"]
+    arguments.update({name: value for name, value in {"target_fpr": 0.9, "seed": 5}.items() if name in arguments})
+    content["anomalib_post_processor_config"].update(target_fpr=0.9, image_sensitivity=0.7)
+    torch.save(content, path)
+    return path
+
+
+def has_own_threshold(model: NoveltyDetectorMixin, folder: Path, data: SemanticFolder, **options: Any) -> bool:
+    """Whether there is a threshold, which is that of the weights as they are: a validation changes nothing."""
+    if model.post_processor.image_threshold.isnan():
+        return False
+    before = state_of(model.post_processor)
+    make_engine(folder, **options).validate(model, datamodule=data, verbose=False)
+    assert not differing(before, state_of(model.post_processor)), "the threshold of other weights"
+    return True
+
+
 class At(Callback):
     """Do something before the last batch of an epoch."""
 
@@ -165,6 +190,8 @@ def stop(_model: NoveltyDetectorMixin) -> None:
 def train(name: str, folder: Path, *, kill_in: int | None = None, ckpt_path: Path | None = None, **engine: Any) -> None:
     """One training of a row, for a process of its own; its state lies in ``folder`` afterwards.
 
+    Where it is one of several, they test the model, too.
+
     Args:
         name: The row's.
         folder: Of images, runs and states.
@@ -179,7 +206,11 @@ def train(name: str, folder: Path, *, kill_in: int | None = None, ckpt_path: Pat
     callbacks = [] if kill_in is None else [At(kill_in, kill)]
     trained = make_engine(folder / "runs", callbacks=callbacks, **engine)
     trained.fit(model, datamodule=make_data(folder / "images"), ckpt_path=ckpt_path)
-    torch.save(state_of(model), folder / f"rank{trained.trainer.global_rank}.pt")
+    rank = trained.trainer.global_rank
+    torch.save(state_of(model), folder / f"rank{rank}.pt")
+    if trained.trainer.world_size > 1:
+        (metrics,) = trained.test(model, datamodule=make_data(folder / "images"), verbose=False)
+        torch.save(metrics, folder / f"metrics{rank}.pt")
 
 
 def command_line(*arguments: object) -> None:

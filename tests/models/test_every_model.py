@@ -22,6 +22,7 @@ import torch
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import InferenceBatch
 from anomalib.models import get_model, list_models
+from anomalib.post_processing import PostProcessor
 from anomalib.utils.path import create_versioned_dir
 from calls import CALLS
 from every_model import (
@@ -29,20 +30,24 @@ from every_model import (
     SMALL_HEAD,
     At,
     Row,
+    arguments_of,
     checkpoints,
     command_line,
     differing,
+    has_own_threshold,
     make_data,
     make_engine,
     state_of,
     stop,
     train,
+    with_other_arguments,
 )
 from lightning.pytorch import Callback
 from torchvision.transforms import v2
 
 import anomalib_defend
 from anomalib_defend.decision import Calibration, calibration_path, p_value
+from anomalib_defend.decision.table import read_table
 from anomalib_defend.models.components.checkpoints import MODEL_KEY
 from anomalib_defend.models.components.normal_images import NormalImages
 from anomalib_defend.nn import dense_prototypes
@@ -305,6 +310,18 @@ def test_nothing_between_two_fits_changes_the_second(fitted, used, between, tmp_
     assert not differing(fitted.state, state_of(model))
 
 
+def test_a_training_begins_with_the_models_own_arguments(fitted, tmp_path):
+    """Whatever was tested, and wherever the threshold was moved to."""
+    model, other = fitted.row.build(chance=1), with_other_arguments(fitted.ckpt, tmp_path / "other.ckpt")
+    own = arguments_of(model)
+    make_engine(tmp_path / "test").test(model, datamodule=fitted.data, ckpt_path=other, verbose=False)
+    model.set_target_fpr(0.8)
+    assert arguments_of(model) != own
+    make_engine(tmp_path).fit(model, datamodule=fitted.data)
+    assert arguments_of(model) == own
+    assert not differing(fitted.state, state_of(model))
+
+
 def test_a_fresh_model_in_evaluation_mode_trains_the_same(fitted, tmp_path):
     model = fitted.row.build(chance=1).eval()
     make_engine(tmp_path).fit(model, datamodule=fitted.data)
@@ -368,7 +385,7 @@ def test_the_pass_over_the_normal_images_is_without_augmentations(fitted, tmp_pa
 
 @of_the_base
 def test_the_last_finished_epoch_is_on_disk(fitted, tmp_path):
-    """Whatever the trainer is told."""
+    """Whatever the trainer is told; and no checkpoint has the threshold of other weights."""
     best = partial(ModelCheckpoint, monitor="val_score", mode="max", save_top_k=1)
     for name, options in {
         "every second epoch validated": {"check_val_every_n_epoch": 2},
@@ -378,21 +395,59 @@ def test_the_last_finished_epoch_is_on_disk(fitted, tmp_path):
         "the best": {"callbacks": [best(dirpath=tmp_path / "the best" / "own")]},
         "weights alone": {"callbacks": [best(dirpath=tmp_path / "weights alone" / "own", save_weights_only=True)]},
         "a limit of steps": {"max_steps": max(1, fitted.steps - 1)},
+        "steps": {"callbacks": [ModelCheckpoint(tmp_path / "steps" / "own", every_n_train_steps=1, save_top_k=-1)]},
     }.items():
         model = fitted.row.build()
         make_engine(tmp_path / name, **options).fit(model, datamodule=fitted.data)
         saved = [torch.load(path, weights_only=True) for path in checkpoints(tmp_path / name)]
         complete = [checkpoint["state_dict"] for checkpoint in saved if "optimizer_states" in checkpoint]
         assert any(not differing(state_of(model), state) for state in complete), name
+        assert has_own_threshold(model, tmp_path, fitted.data) == (name != "no validation"), name
+        told = torch.load(model.checkpoint_file, weights_only=True)["state_dict"]
+        assert not differing(state_of(model), told), name
+    for path in checkpoints(tmp_path / "steps"):
+        step = fitted.row.model.load_from_checkpoint(path)
+        assert not (has_own_threshold(step, tmp_path, fitted.data) and step.untrained), path
 
 
-def test_validation_images_choose_nothing_but_the_threshold(fitted, tmp_path):
+def test_validation_images_choose_nothing_but_the_threshold(fitted, tmp_path, caplog):
     """Without them there is none, and all else is the same bits: no epoch, no layout and no block comes from them."""
-    model = fitted.row.build()
-    make_engine(tmp_path, limit_val_batches=0).fit(model, datamodule=fitted.data)
+    model, again = fitted.row.build(), fitted.load()
+    for each in (model, again):
+        make_engine(tmp_path / str(id(each)), limit_val_batches=0).fit(each, datamodule=fitted.data)
+        assert "so there is no threshold: scores have no label, and exports are refused" in caplog.text
+        caplog.clear()
     names = differing(fitted.state, state_of(model))
     assert "post_processor._image_threshold" in names
     assert all(name.startswith("post_processor.") for name in names)
+    assert not differing(state_of(model), state_of(again))  # nothing is left of the threshold that was loaded
+
+    assert predict(model, fitted.images).pred_label is None
+    export = partial(make_engine(tmp_path).export, model, "openvino")
+    for to in (model.to_torch, model.to_onnx, model.to_openvino, export):
+        with pytest.raises(RuntimeError, match="Cannot export: no normal image was validated with these weights"):
+            to(tmp_path / "exports")
+
+
+def test_a_rate_that_nothing_would_use_is_refused(row):
+    if "target_fpr" not in inspect.signature(row.model).parameters:
+        pytest.skip("takes none")
+    for other in (False, PostProcessor(), NormalQuantilePostProcessor()):
+        with pytest.raises(ValueError, match=r"target_fpr=0\.1 is an argument of the default post-processor"):
+            row.build(target_fpr=0.1, post_processor=other)
+
+
+@of_the_base
+def test_without_post_processor_there_are_scores_alone(fitted, tmp_path):
+    if "post_processor" not in inspect.signature(fitted.row.model).parameters:
+        pytest.skip("takes none")
+    model, engine = fitted.row.build(post_processor=False), make_engine(tmp_path)
+    (metrics,) = engine.train(model, datamodule=fitted.data)
+    assert 0 <= metrics["image_AUROC"] <= 1
+    assert "image_F1Score" not in metrics
+    rows = read_table(next(tmp_path.rglob("test.csv")))
+    assert rows
+    assert all(row.score is not None and row.label is None for row in rows)
 
 
 def test_fast_dev_run(fitted, tmp_path):
@@ -566,6 +621,15 @@ def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
     assert not differing(fitted.state, torch.load(tmp_path / "rank0.pt", weights_only=True))
 
 
+def table(path: Path) -> list[dict[str, Any]]:
+    """What a test has written of each image: path below the data, labels and numbers."""
+    names = ("raw_score", "score", "p_value", "threshold", "label", "true_label")
+    return [
+        {"image": "/".join(Path(row.path).parts[-2:]), **{name: getattr(row, name) for name in names}}
+        for row in read_table(path)
+    ]
+
+
 @in_processes
 def test_two_processes_agree(fitted, tmp_path):
     make_data(tmp_path / "images")
@@ -578,6 +642,11 @@ def test_two_processes_agree(fitted, tmp_path):
         for name, value in fitted.state.items():
             torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
     model = fitted.row.model.load_from_checkpoint(checkpoints(tmp_path)[-1]).eval()
+    (metrics,) = make_engine(tmp_path / "alone").test(model, datamodule=fitted.data, verbose=False)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"metrics{rank}.pt") == pytest.approx(metrics)
+    (together,), (alone,) = ((tmp_path / runs).rglob("test.csv") for runs in ("runs", "alone"))
+    assert table(together) == [pytest.approx(row) for row in table(alone)]
     if hasattr(model.model, "encode"):  # what all processes have seen of the normal images, seen by one
         images = fitted.data
         images.setup()

@@ -130,6 +130,45 @@ def test_early_stopping_and_best_checkpoint_see_stage_2_alone(make_model, make_d
     assert stopping in engine.trainer.callbacks
 
 
+def test_the_checkpoint_that_is_named_is_the_one_that_was_tested(make_model, make_data, make_engine, tmp_path, caplog):
+    best = ModelCheckpoint(dirpath=tmp_path / "best", monitor="val_score", mode="max")  # the score falls
+    model, engine = make_model(), make_engine(callbacks=[best])
+    with caplog.at_level(logging.INFO):
+        engine.train(model, datamodule=make_data())
+    (checkpoint,) = [text.removeprefix("Checkpoint: ") for text in caplog.messages if text.startswith("Checkpoint: ")]
+    assert f"Trained: {checkpoint}" in caplog.messages
+    assert f"Best by val_score: {best.best_model_path}" in caplog.messages
+    assert checkpoint != best.best_model_path
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(value.nan_to_num(), saved[name].nan_to_num()) for name, value in weights(model).items())
+
+
+def test_a_training_that_stops_before_its_validation_says_so(make_model, make_data, make_engine, caplog):
+    stopping = EarlyStopping(monitor="distill_loss", mode="max", patience=0, check_on_train_epoch_end=True)
+    model, engine = (
+        make_model(dense_epochs=0, distill_epochs=9),
+        make_engine(callbacks=[stopping], check_val_every_n_epoch=8),
+    )
+    engine.fit(model, datamodule=make_data())
+    assert engine.trainer.current_epoch < 8
+    assert model.post_processor.image_threshold.isnan()
+    assert "No normal image was validated with the weights that this training ends with" in caplog.text
+    assert engine.trainer.check_val_every_n_epoch == 8
+
+
+def test_a_stop_that_has_to_wait_changes_no_interval(make_model, make_data, make_engine):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = True
+
+    recorder = Recorder()
+    engine = make_engine(callbacks=[Stop(), recorder], check_val_every_n_epoch=2, min_epochs=3)
+    engine.fit(make_model(dense_epochs=0, distill_epochs=5), datamodule=make_data())
+    assert engine.trainer.current_epoch == 3
+    assert recorder.validated == [1, 1, 1]  # at most once an epoch, and after the last step
+    assert engine.trainer.check_val_every_n_epoch == 2
+
+
 @pytest.mark.parametrize(
     ("argument", "setting", "expected"), [(None, "uni_class", 2), (None, "leave_one_out", 4), (9, "uni_class", 9)]
 )
@@ -162,19 +201,49 @@ def scores(engine, model, data, ckpt_path=None):
     return raw, metrics
 
 
-def test_checkpoint_brings_architecture_and_identical_scores(make_model, make_data, make_engine, every_epoch, tmp_path):
+def test_checkpoint_brings_architecture_and_identical_scores(
+    make_model, make_data, make_engine, every_epoch, tmp_path, caplog
+):
     model = make_model(image_size=(40, 48), masking="random", num_prototypes=7)
     engine = make_engine(callbacks=[every_epoch])
     engine.fit(model, datamodule=make_data())
     trained, metrics = scores(engine, model, make_data())
     other = Defend(backbone="vit_tiny_patch16_224", weights=str(tmp_path / "gone.safetensors"))
+    caplog.clear()
     restored, again = scores(make_engine(), other, make_data(), every_epoch.best_model_path)
+    told = "backbone='vit_tiny_patch16_224' (the checkpoint's is 'vit_digits_patch8_96'), weights='"
+    assert caplog.text.count(f"these that were given have no effect: {told}") == 1
+    assert "image_size" not in caplog.text  # was not given
     assert other.hparams.backbone == "vit_digits_patch8_96"
     assert other.model.image_size == (40, 48)
     assert restored == trained
     assert again == metrics
     loaded = Defend.load_from_checkpoint(every_epoch.best_model_path)
     assert equal(weights(loaded.model), weights(model.model))
+
+
+def test_a_training_after_another_checkpoint_is_of_the_models_own_arguments(
+    make_model, make_data, make_engine, tmp_path
+):
+    """Networks and input included; a checkpoint that was refused late included."""
+    short, own = {"dense_epochs": 0, "distill_epochs": 1}, {"image_size": (40, 48), "num_prototypes": 7}
+    (first := make_engine()).fit(make_model(**short), datamodule=make_data())
+    make_engine().fit(expected := make_model(**short, **own), datamodule=make_data())
+    model = make_model(**short, **own)
+    make_engine().test(model, datamodule=make_data(), ckpt_path=first.best_model_path)
+    assert model.model.image_size == (32, 32)
+    make_engine().fit(model, datamodule=make_data())
+    assert model.model.image_size == (40, 48)
+    assert equal(weights(model.model), weights(expected.model))
+
+    broken = torch.load(first.best_model_path, weights_only=True)
+    broken["state_dict"]["model.student.norm.weight"] = torch.ones(3)
+    torch.save(broken, tmp_path / "broken.ckpt")
+    with pytest.raises(ValueError, match="does not fit anomalib-defend"):
+        make_engine().fit(model, datamodule=make_data(), ckpt_path=tmp_path / "broken.ckpt")
+    make_engine().fit(model, datamodule=make_data())
+    assert equal(weights(model.model), weights(expected.model))
+    assert dict(model.hparams) == dict(expected.hparams)
 
 
 def test_checkpoint_of_stage_1_is_refused_but_resumed(make_model, make_data, make_engine, every_epoch, tmp_path):

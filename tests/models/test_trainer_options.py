@@ -1,4 +1,7 @@
-"""Whatever the trainer is told, two options at a time: the last finished epoch is on disk, or the run has said no."""
+"""Whatever the trainer is told, two options at a time: the last finished epoch is on disk, with a threshold of its own.
+
+Or the run has said no.
+"""
 
 import logging
 from collections.abc import Callable
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from anomalib.callbacks import ModelCheckpoint
-from every_model import ROWS, checkpoints, differing, make_data, make_engine, state_of
+from every_model import ROWS, checkpoints, differing, has_own_threshold, make_data, make_engine, state_of
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import callbacks as lightning
@@ -18,6 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 MODELS = {row.name: row for row in ROWS if row.name in {"Defend", "ARNet", "MeanFeature"}}
 NOTHING = "No checkpoint will be written"
+NO_THRESHOLD = "No normal image was validated with the weights that this training ends with"
+OF_VALIDATION = ("limit_val_batches", "overfit_batches", "precision")
 
 
 def stop_early(**options: Any) -> list[Callable[..., lightning.Callback]]:
@@ -120,6 +125,9 @@ def test_the_last_finished_epoch_is_on_disk(folder: Path, name: str, told: dict[
         return
     finally:
         logging.getLogger("anomalib_defend").removeHandler(handler)
+    validation = {name: value for name, value in options.items() if name in OF_VALIDATION}
+    has_threshold = has_own_threshold(model, runs / "validation", make_data(folder / "images"), **validation)
+    assert model.untrained or has_threshold != any(NO_THRESHOLD in sentence for _, sentence in said)
     if any(NOTHING in sentence and not steps for steps, sentence in said):
         return
     assert begun.steps, "nothing was trained, and nothing said"

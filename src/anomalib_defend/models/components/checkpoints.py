@@ -184,7 +184,8 @@ class LastEpoch(Checkpoint):
     """Save every finished epoch to ``last.ckpt`` where no other checkpoint callback has, to resume from.
 
     Others keep the best epoch alone, save after a validation alone (``check_val_every_n_epoch``), weights alone, or
-    after a step, before the epoch's threshold is there (``every_n_train_steps``, ``train_time_interval``).
+    after a step, before the epoch's threshold is there (``every_n_train_steps``, ``train_time_interval``). The model is
+    told which file holds its weights.
     """
 
     def __init__(self) -> None:
@@ -196,16 +197,20 @@ class LastEpoch(Checkpoint):
         del pl_module
         self._early = [item for item in trainer.checkpoint_callbacks if _has_saved(item, trainer)]
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save, after validation, early stopping and the other callbacks."""
-        del pl_module
-        in_time = (item for item in trainer.checkpoint_callbacks if item not in self._early)
-        if trainer.fast_dev_run or any(_has_saved(item, trainer) for item in in_time):
+        if trainer.fast_dev_run:
+            return
+        in_time = [item for item in trainer.checkpoint_callbacks if item not in self._early]
+        saved = next((item for item in in_time if _has_saved(item, trainer)), None)
+        if isinstance(saved, ModelCheckpoint):
+            pl_module.checkpoint_file = Path(saved._last_checkpoint_saved)
             return
         if self._path is None:
             self._path = trainer.strategy.broadcast(_unused(Path(trainer.default_root_dir) / "weights" / "lightning"))
             logger.info("Each finished epoch is saved as %s, to resume from.", self._path)
         trainer.save_checkpoint(self._path)
+        pl_module.checkpoint_file = self._path
 
 
 def _has_saved(callback: Checkpoint, trainer: Trainer) -> bool:

@@ -26,10 +26,12 @@ from .stage_runner import StageRunner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from anomalib.post_processing import PostProcessor
     from anomalib.pre_processing import PreProcessor
 
+    from .own_arguments import OwnArguments
     from .stage import Stage
 
 
@@ -70,6 +72,9 @@ class Contract(AnomalibModule if TYPE_CHECKING else object):  # type: ignore[mis
     normal: Mapping[str, Any] | None = None
     """What the training took for normal, as its datamodule names it, see `description.normal_of`."""
 
+    checkpoint_file: Path | None = None
+    """Where the weights as they are, with their threshold, are saved, as far as is known."""
+
     trained_steps: torch.Tensor
 
     def __init__(
@@ -91,15 +96,26 @@ class Contract(AnomalibModule if TYPE_CHECKING else object):  # type: ignore[mis
             visualizer: As in every anomalib model.
             target_fpr: Of the default post-processor.
             data: Size and normalisation of the default pre-processor.
+
+        Raises:
+            ValueError: If ``target_fpr`` is given beside another post-processor, or none.
         """
         if pre_processor is True and data is not None:
             pre_processor = ResizeNormalize(*data)
         if post_processor is True:
             post_processor = NormalQuantilePostProcessor(target_fpr)
+        elif target_fpr is not None:
+            msg = (
+                f"target_fpr={target_fpr} is an argument of the default post-processor: beside another one, or none, "
+                "it would have no effect. Leave it out, or give it to yours (model.post_processor.target_fpr)."
+            )
+            raise ValueError(msg)
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.register_buffer("trained_steps", torch.zeros(len(self.stage_names), dtype=torch.long))  # of each stage
         self._guard, self._runner, self._first_epoch = LossGuard(), StageRunner(), 0
         self._order = DataOrder()
+        self._own: OwnArguments | None = None  # where a checkpoint's are in their place
+        self._may_have_threshold = False
 
     @staticmethod
     def input_data(backbone: str, image_size: tuple[int, int] | int | None) -> DataConfig:

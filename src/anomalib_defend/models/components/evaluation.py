@@ -12,10 +12,8 @@ from anomalib.metrics.evaluator import Evaluator
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from anomalib_defend.post_processing import (
-    AUROC,
-    F1Score,
-)
+from anomalib_defend.post_processing import AUROC, F1Score
+from anomalib_defend.post_processing.thresholds import lacks_threshold
 from anomalib_defend.visualization import NoveltyVisualizer
 
 from .guard import check_scores
@@ -103,6 +101,17 @@ class Evaluation(Training):
             self.require_training("score images")
         return super().forward(batch, *args, **kwargs)
 
+    def on_fit_end(self) -> None:
+        """Say so, too, when the weights that a complete training ends with have no threshold."""
+        super().on_fit_end()
+        if not self.untrained and lacks_threshold(self.post_processor):
+            logger.warning(
+                "No normal image was validated with the weights that this training ends with, so there is no "
+                "threshold: scores have no label, and exports are refused. To set one: `anomalib-defend threshold "
+                "CHECKPOINT --calibrate FOLDER`, a folder of normal images; or train with validation at its end (no "
+                "limit_val_batches=0, no val_check_interval that is a time, no stop after the last validation)."
+            )
+
     def on_test_start(self) -> None:
         """Refuse an untrained model."""
         self.require_training("test")
@@ -116,8 +125,8 @@ class Evaluation(Training):
         super().teardown(stage)
         if stage not in _NEXT or not self.trainer.is_global_zero:
             return
-        checkpoint = self.trainer.ckpt_path or getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if checkpoint:
+        checkpoint = self.checkpoint_file  # of the weights that were tested, which need not be the best ones
+        if checkpoint is not None:
             logger.info("Checkpoint: %s", checkpoint)
             module, name = type(self).__module__, type(self).__name__
             model = name if module.startswith("anomalib_defend.") else f"{module}.{name}"

@@ -35,6 +35,7 @@ from .checkpoints import (
 from .evaluation import Evaluation
 from .export import calibration_images, complete_export, given_to_export, quantize
 from .guard import check_weights
+from .own_arguments import OwnArguments
 from .training import PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class NoveltyDetectorMixin(Evaluation):
             checkpoint["hyper_parameters"].pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the arguments over from the checkpoint, so that none has to be repeated.
+        """Take the arguments over from the checkpoint, so that none has to be repeated; own ones are kept aside.
 
         Raises:
             ValueError: If the checkpoint is of another model or version, or its weights hold NaN or infinity.
@@ -86,6 +87,9 @@ class NoveltyDetectorMixin(Evaluation):
         self.migrate(checkpoint)
         saved, state = self.saved_arguments(checkpoint), checkpoint["state_dict"]
         changed = {name: value for name, value in saved.items() if self.hparams.get(name) != value}
+        if self._trainer is not None:  # else it is built of this checkpoint
+            self._keep_own_arguments()
+            self._tell_overridden(changed)
         self.hparams.update(changed)
         if changed or differing(self.state_dict(), state, self._any_size):
             self.model = self.build(state).to(self.device)
@@ -93,10 +97,25 @@ class NoveltyDetectorMixin(Evaluation):
         if self.post_processor is not None:  # Lightning's second copy, as of a callback: no threshold is moved there
             checkpoint.get("callbacks", {}).pop(self.post_processor.state_key, None)
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self.trainer.ckpt_path is not None:
+            self.checkpoint_file = Path(self.trainer.ckpt_path)
         if self._is_fitting:
             self._runner.begin(self.stages())
             if hasattr(self, PLACEHOLDER):
                 state[PLACEHOLDER] = torch.zeros(())
+
+    def _keep_own_arguments(self) -> None:
+        self._own = self._own or OwnArguments(self)
+
+    def _tell_overridden(self, changed: Mapping[str, Any]) -> None:
+        defaults = {name: item.default for name, item in inspect.signature(type(self)).parameters.items()}
+        overridden = self._own.overridden(changed, defaults) if self._own is not None else ""
+        if overridden:
+            logger.warning(
+                "ckpt_path brings its own arguments, and these that were given have no effect: %s. Leave them out; to "
+                "change them, train anew.",
+                overridden,
+            )
 
     @classmethod
     def _verify_content(cls, checkpoint: dict[str, Any]) -> None:
@@ -155,7 +174,10 @@ class NoveltyDetectorMixin(Evaluation):
         if "://" not in str(checkpoint_path):
             cls._verify_content(read_checkpoint(checkpoint_path, mmap=True))  # it is built from the arguments in it
         given = given_to_export(inspect.currentframe().f_back)  # type: ignore[union-attr] # there is a frame in CPython
-        return super().load_from_checkpoint(checkpoint_path, *args, **{**given, **kwargs})
+        arguments = {**given, **kwargs}
+        if "post_processor" in arguments and "target_fpr" in inspect.signature(cls).parameters:
+            arguments.setdefault("target_fpr", None)  # the checkpoint's is of its own post-processor
+        return super().load_from_checkpoint(checkpoint_path, *args, **arguments)
 
     def to_torch(self, export_root: Path | str, *args: Any, **kwargs: Any) -> Path:
         """Export as anomalib does; an untrained model is refused."""
@@ -195,7 +217,11 @@ class NoveltyDetectorMixin(Evaluation):
             calibration.save(calibration_path(model))
 
     def set_target_fpr(self, target_fpr: float) -> Calibration:
-        """Move the threshold, see `NormalQuantilePostProcessor.set_target_fpr`."""
+        """Move the threshold, see `NormalQuantilePostProcessor.set_target_fpr`.
+
+        A later training sets its own, by the ``target_fpr`` that the model was made with.
+        """
+        self._keep_own_arguments()
         calibration = self.post_processor.set_target_fpr(target_fpr)
         self.hparams["target_fpr"] = target_fpr
         return calibration

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+VALIDATED = ("check_val_every_n_epoch", "val_check_batch")  # epochs and batches from one validation to the next
 UNSET_MAX_EPOCHS = 1000  # what Lightning takes for trainer.max_epochs when the user gave none
 
 
@@ -169,16 +170,19 @@ class StageRunner(Callback):
     def on_exception(self, trainer: Trainer, pl_module: AnomalibModule, exception: BaseException) -> None:
         """Give the trainer back as it was when a training fails or is interrupted."""
         self._close(failed=True)
+        self._take_validation_up(trainer)
         self._give_back(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: AnomalibModule, stage: str) -> None:
         """Give the trainer back as it was."""
+        self._take_validation_up(trainer)
         self._give_back(trainer)
 
     # -------------------------------------------------------------------------------------------- epochs and steps
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Enter the stage of this epoch."""
+        self._give_back(trainer, *VALIDATED)  # where an early stop that was asked for has to wait
         self._enter(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: AnomalibModule, *_args: object) -> None:
@@ -186,15 +190,19 @@ class StageRunner(Callback):
         self._enter(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AnomalibModule, *_args: object) -> None:
-        """Tell the stage of an optimiser step, after which it may end."""
+        """Tell the stage of an optimiser step, after which it may end, and have the training's last step validated."""
         self._batches += 1
-        if trainer.global_step == self._steps:
-            return
-        self._steps = trainer.global_step
-        self.stage.updated(self.run)
-        if self.stage.finished and self._ended_after is None:
-            self._planned[self.index] = self._ended_after = trainer.current_epoch + 1 - self._first_epoch
-            self._limit_epochs(trainer)
+        if trainer.global_step != self._steps:
+            self._steps = trainer.global_step
+            self.stage.updated(self.run)
+            if self.stage.finished and self._ended_after is None:
+                self._planned[self.index] = self._ended_after = trainer.current_epoch + 1 - self._first_epoch
+                self._limit_epochs(trainer)
+        loop = trainer.fit_loop
+        ends = self.skips_epoch or loop.batch_idx + 1 >= trainer.num_training_batches or loop.epoch_loop.done
+        if ends and self.index == len(self.stages) - 1 and self.run.in_last_epoch:
+            for name in VALIDATED:  # whatever the intervals: the threshold is to be of the weights at the end
+                self._change(trainer, name, 1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
         """Complete the model that is judged."""
@@ -290,11 +298,10 @@ class StageRunner(Callback):
             setattr(trainer, name, value)
         self._set_aside = {}
 
-    def _give_back(self, trainer: Trainer) -> None:
-        self._take_validation_up(trainer)
-        for name, value in self._changed.items():
-            setattr(trainer.fit_loop if name == "max_epochs" else trainer, name, value)
-        self._changed = {}
+    def _give_back(self, trainer: Trainer, *names: str) -> None:
+        for name in names or list(self._changed):
+            if name in self._changed:
+                setattr(trainer.fit_loop if name == "max_epochs" else trainer, name, self._changed.pop(name))
 
     def _close(self, failed: bool) -> None:
         if self._run is not None:

@@ -14,9 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from anomalib_defend.post_processing import (
-    PredictionTable,
-)
+from anomalib_defend.post_processing import PredictionTable
+from anomalib_defend.post_processing.thresholds import forget_threshold
 
 from .checkpoints import LastEpoch
 from .contract import Contract
@@ -41,7 +40,14 @@ class Training(Contract):
     """Trains a model in its stages; `StageRunner` says which, and tells the trainer."""
 
     def configure_callbacks(self) -> list[Callback]:
-        """The components, the table of predictions, the stages and their bar, and a checkpoint of every epoch."""
+        """The components, the table of predictions, the stages and their bar, and a checkpoint of every epoch.
+
+        A training begins with the model's own arguments, whatever has been tested or resumed.
+        """
+        if self._is_fitting and self.trainer.current_epoch == 0 and self._own is not None:
+            if self._own.restore(self):  # before the components are asked for their callbacks
+                self.model = self.build().to(self.device)
+            self._own = None
         self._runner = StageRunner()
         bar = stage_progress_bar(self.trainer, self._runner)  # behind the runner, which decides the stage
         # the user's own table with its options, if there is one; behind the post-processor in every stage
@@ -66,10 +72,12 @@ class Training(Contract):
             if self.trainer.is_global_zero:
                 number_latest(Path(self.trainer.default_root_dir))
             return
-        self._guard, self._first_epoch = LossGuard(), 0
+        self._guard, self._first_epoch, self._may_have_threshold = LossGuard(), 0, True  # a checkpoint's
         self._seed_run(self.hparams.get("seed"))
         if self.trainer.current_epoch == 0:  # else this trainer has trained before: it is refused, or resumes
             self.trained_steps.zero_()
+            forget_threshold(self.post_processor)
+            self.checkpoint_file = None
             for part in self._normality:
                 part.reset()
             self.initialize()
@@ -121,9 +129,19 @@ class Training(Contract):
             self._seed_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
-        """End an epoch whose stage has ended."""
+        """End an epoch whose stage has ended; else the weights change, and what is known of them is out of date.
+
+        The one rule about thresholds in a training: they are of the weights that were validated. A checkpoint, an
+        export or a table never has one of other weights, whenever and however a training ends.
+        """
         del batch, batch_idx
-        return -1 if self._runner.skips_epoch else None
+        if self._runner.skips_epoch:
+            return -1
+        self.checkpoint_file = None
+        if self._may_have_threshold:
+            forget_threshold(self.post_processor)
+            self._may_have_threshold = False
+        return None
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
         """One step of the stage that the epoch belongs to.
@@ -153,11 +171,18 @@ class Training(Contract):
         """Look at the last loss before the model is judged and saved."""
         self._guard.check()
 
+    def on_validation_end(self) -> None:
+        """Know that there is a threshold of these weights."""
+        self._may_have_threshold = True
+
     def on_fit_end(self) -> None:
-        """Say where the checkpoint is, which `test`, `predict` and `export` ask for."""
-        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if path:
-            logger.info("Trained: %s", path)
+        """Say where the checkpoint is, which `test`, `predict` and `export` ask for, and where the best one is."""
+        if self.checkpoint_file is not None:
+            logger.info("Trained: %s", self.checkpoint_file)
+        best = self.trainer.checkpoint_callback
+        path = getattr(best, "best_model_path", "")
+        if getattr(best, "monitor", None) and path and Path(path) != self.checkpoint_file:
+            logger.info("Best by %s: %s", best.monitor, path)
 
     def _seed_run(self, seed: int | None) -> None:
         """Seed everything; without a seed, draw one that a checkpoint can name."""
