@@ -3,6 +3,6 @@
 Reading order: `inputs` (which images), `images` (from file to pixels), `exported` and `checkpoint` (from pixels to a
 scored batch), `models` (which of them, and that of the first view), `judges` (from images to rows), `pictures`,
 `pipeline` (all of it at once), `journal` (rows on disk, which a killed run goes on from), `finish` (the table),
-`tally`, `sample` and `validity` (what is said of all images), `run` (the command). `remote` knows other file systems
-than the local one; `partitions` and `cluster` are the same on many machines.
+`tally`, `sample`, `undecided` and `validity` (what is said of all images), `run` (the command). `remote` knows other
+file systems than the local one; `partitions` and `cluster` are the same on many machines.
 """

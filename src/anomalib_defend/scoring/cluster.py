@@ -89,7 +89,7 @@ def score_on_ray(
     if opened.missing:
         print(f"Without p-values: {opened.missing}", flush=True)
     _run(folder, opened, content, address)
-    tally = Tally(opened.calibration)
+    tally = Tally(opened.calibration, coarse=opened.coarse)
     folder.count(content["partitions"], tally)
     if tally.images != content["listed"]:
         msg = (

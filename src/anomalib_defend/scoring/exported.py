@@ -107,6 +107,14 @@ class ExportedScorer:
         return result
 
 
+def is_coarse(export: Export, hint: str | None) -> bool:
+    """Whether a model's arithmetic has fewer bits than float32, on this machine."""
+    precision = hint or _core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    graph = export.graph
+    assert isinstance(graph, OpenVINOGraph)  # noqa: S101 - it is a .xml
+    return precision != "f32" or any(graph.kind(node) == "FakeQuantize" for node in graph.model.get_ops())
+
+
 def _compiled(model: Any, hint: str | None, **options: Any) -> Any:
     precision = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
     return _core().compile_model(model, "CPU", {**precision, **options})

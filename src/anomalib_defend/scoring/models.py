@@ -60,6 +60,15 @@ class Model:
         """The file of the first view's model."""
         return None if self._first is None else self._first.path
 
+    @property
+    def coarse(self) -> bool:
+        """Whether it computes with fewer bits than float32 has: bf16, on this machine, or activations of 8 bits."""
+        if self.path.suffix != ".xml":
+            return False
+        from .exported import is_coarse  # noqa: PLC0415 - optional extra
+
+        return is_coarse(self._opened, self._hint)
+
     def content(self) -> dict[str, Any]:
         """Plain data for a run's description."""
         calibration = self.calibration

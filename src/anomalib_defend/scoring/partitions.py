@@ -117,11 +117,14 @@ class Partitions:
         if not files:
             return
         rows = dataset.dataset(files, filesystem=self._system, format="parquet")
-        for batch in rows.to_batches(columns=["label", "p_value", "error"]):
-            label, p_value, error = batch.columns
+        for batch in rows.to_batches(columns=["label", "p_value", "raw_score", "error"]):
+            label, p_value, raw_score, error = batch.columns
             novel = compute.sum(compute.equal(label, LABELS[True])).as_py() or 0
-            p_values = p_value.drop_null().to_numpy(zero_copy_only=False)
-            tally.add_many(len(batch), len(batch) - error.null_count, novel, p_values)
+            p_values, raw_scores = (
+                values.drop_null().to_numpy(zero_copy_only=False)
+                for values in (p_value, raw_score.filter(label.is_valid()))
+            )
+            tally.add_many(len(batch), len(batch) - error.null_count, novel, p_values, raw_scores)
 
     def _names(self) -> set[str]:
         from pyarrow.fs import FileSelector  # noqa: PLC0415 - optional extra

@@ -98,7 +98,7 @@ class _Scoring:
         self.model, self.inputs, self.out, self.settings, self.maps = model, inputs, out, settings, maps
         self.target_fdr: float | None = settings["target_fdr"]
         self.calibration = model.calibration
-        self.tally, self.sample, self.started = Tally(model.calibration), Sample(), Run()
+        self.tally, self.sample, self.started = Tally(model.calibration, coarse=model.coarse), Sample(), Run()
         self.stops_early = model.first_view is not None
         self._in_full: list[float] | None = None
         if self.calibration is not None and (self.target_fdr or 0) > self.calibration.target_fpr and self.stops_early:
