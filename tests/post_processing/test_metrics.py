@@ -3,9 +3,12 @@
 import pytest
 import torch
 from anomalib.data import ImageBatch
-from sklearn.metrics import f1_score
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, roc_auc_score
 
-from anomalib_defend.post_processing import F1Score
+from anomalib_defend.post_processing import AUROC, F1Score
+from rounding import rounding
 
 
 def f1_of(predicted, labels):
@@ -30,3 +33,26 @@ def test_f1_without_labels_is_left_out() -> None:
 def test_f1_equals_scikit_learns(labels) -> None:
     predicted = [True, True, False, False]
     assert f1_of(predicted, labels).item() == pytest.approx(f1_score(labels, predicted))
+
+
+@given(
+    images=st.lists(st.tuples(st.floats(-100, 100, width=32), st.booleans(), st.booleans()), min_size=1, max_size=12),
+    batch_size=st.integers(1, 5),
+)
+def test_a_metric_is_scikit_learns_or_left_out(images, batch_size) -> None:
+    auroc, f1 = AUROC(fields=["pred_score", "gt_label"]), F1Score(fields=["pred_label", "gt_label"])
+    for start in range(0, len(images), batch_size):
+        scores, predicted, labels = map(torch.tensor, zip(*images[start : start + batch_size], strict=True))
+        batch = ImageBatch(
+            image=torch.zeros(len(scores), 3, 4, 4), pred_score=scores, pred_label=predicted, gt_label=labels
+        )
+        auroc.update(batch)
+        f1.update(batch)
+    scores, predicted, labels = zip(*images, strict=True)
+    expected = {
+        auroc: roc_auc_score(labels, scores) if len(set(labels)) == 2 else None,
+        f1: f1_score(labels, predicted) if any(labels) else None,
+    }
+    for metric, value in expected.items():
+        found = metric.compute()
+        assert found is None if value is None else found.item() == pytest.approx(value, abs=rounding(2 * len(images)))

@@ -8,14 +8,19 @@ import pytest
 import torch
 from anomalib.data.utils import read_image
 from anomalib.deploy import OpenVINOInferencer
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from anomalib_defend import DN2, ObjectPrototypes
 from anomalib_defend.decision.conformal import p_values
+from anomalib_defend.decision.models import open_model
 from anomalib_defend.files.names import from_text
 from anomalib_defend.post_processing.description import description_path
 from anomalib_defend.scoring import exported
 from anomalib_defend.scoring.checkpoint import CheckpointScorer
+from anomalib_defend.scoring.undecided import Undecided
+from rounding import rounding
 
 
 def engine_scores(model, paths):
@@ -133,3 +138,24 @@ def test_an_untrained_checkpoint_is_refused(dn2) -> None:
     with pytest.raises(RuntimeError, match="Cannot score images"):
         CheckpointScorer(DN2("vit_digits_patch8_96", pre_trained=False), None)
     assert os.fspath(dn2.export).endswith("model.xml")
+
+
+@pytest.fixture(scope="module", params=["export", "checkpoint"])
+def scorer(dn2, request):
+    opened = open_model(getattr(dn2, request.param))
+    if request.param == "checkpoint":
+        return CheckpointScorer(opened.load(), opened.calibration())
+    return exported.ExportedScorer(opened, opened.calibration(), "f32", maps=False, parallel=1)
+
+
+@given(seed=st.integers(0, 2**32), count=st.integers(2, 9), contrast=st.floats(0, 1))
+def test_in_float32_the_batch_changes_nothing_but_rounding(scorer, seed, count, contrast) -> None:
+    images = contrast * torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    together = scorer.score([""] * count, images)
+    alone = [scorer.score([""], image[None]) for image in images]
+    raw = torch.cat([one.raw_score for one in alone])
+    torch.testing.assert_close(together.raw_score, raw, rtol=0, atol=rounding(24, float(raw.abs().max())))
+    near = Undecided.around(scorer.calibration, coarse=False)
+    labels = torch.cat([one.pred_label for one in alone])
+    moved = raw[labels != together.pred_label].double().numpy()
+    assert near.count(moved) == len(moved)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from anomalib.data import ImageBatch
+from every_model import ROWS, make_data, make_engine
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from anomalib_defend.models.components.evaluation import Evaluation
@@ -39,3 +40,16 @@ def test_the_validation_score_is_the_mean_of_the_normal_images(processes: int, b
     normal = scores[~labels] if labelled else scores
     assert sum(count for _, count in logged) == 2 * len(normal)
     assert sum(total for total, _ in logged) == pytest.approx(2 * normal.sum().item())
+
+
+def test_a_training_logs_that_mean_whatever_its_batches(tmp_path) -> None:
+    """In Lightning's own sums, which a mock of ``log`` does not show."""
+    for batch_size in (2, 32):
+        data = make_data(tmp_path / "images", val_split_ratio=0.6, eval_batch_size=batch_size)
+        model, engine = next(row for row in ROWS if row.name == "MeanFeature").build(), make_engine(tmp_path)
+        engine.fit(model, datamodule=data)
+        scores = [model.model(model.pre_processor(item.image[None])).pred_score for item in data.val_data]
+        assert len(scores) % 2
+        assert len(scores) > 2
+        expected = pytest.approx(torch.cat(scores).mean().item(), rel=1e-5)
+        assert engine.trainer.callback_metrics["val_score"].item() == expected
