@@ -7,9 +7,11 @@ from anomalib_defend import Defend
 from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.nn.score import anomaly_map
 from anomalib_defend.nn.views import LAYOUTS, cut, pixels
+from rounding import rounding
 
 SIZE = (32, 48)
 LAYOUT = "whole+centre+corners"
+ROUNDING = rounding(24)  # two products in each of the twelve blocks of both networks
 
 
 def build(views, **options):
@@ -40,14 +42,15 @@ def test_score_and_map_are_the_smallest_of_the_views(images, options):
                     maps[image, row, column] = torch.minimum(maps[image, row, column], here)
     predictions = model(images)
     expected = torch.tensor([min(float(score[image]) for score in scores) for image in range(3)])
-    torch.testing.assert_close(predictions.pred_score, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(predictions.pred_score, expected, atol=ROUNDING * expected.max().item(), rtol=0)
     torch.testing.assert_close(predictions.anomaly_map[:, 0], maps, atol=1e-5, rtol=1e-5)
 
 
 def test_one_more_view_never_raises_the_score(images):
     fewer, more = build("whole+centre"), build(LAYOUT)
     assert fewer.resized_size == more.resized_size
-    assert (more(images).pred_score <= fewer(images).pred_score + 1e-6).all()
+    few = fewer(images).pred_score
+    assert (more(images).pred_score <= few + ROUNDING * few.max()).all()
 
 
 def test_the_networks_are_trained_on_whole_images(images):
