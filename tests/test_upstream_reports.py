@@ -1,6 +1,8 @@
 """The programs of docs/upstream.md print what is said: a fault that was mended upstream shows here."""
 
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,18 @@ def test_every_report_is_there_with_a_program_or_the_reason_why_there_is_none():
     assert all("*No program:*" in REPORTS[name] for name in WITHOUT)
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """What a program adds to the loggers is gone after it; it would print among the lines of the next one."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    before = [list(logger.handlers) for logger in loggers]
+    yield
+    for logger, own in zip(loggers, before, strict=True):
+        logger.handlers[:] = own
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_report_shows_its_fault(name, capsys, tmp_path, monkeypatch):
     (program,) = PROGRAM.findall(REPORTS[name])
