@@ -29,9 +29,8 @@ for number, path in enumerate(sys.argv[1:]):
 """
 
 
-@pytest.mark.slow  # two processes that import everything
-@pytest.mark.parametrize("utf8", ["1", "0"])  # Python's own way round this locale, and without it
-def test_an_umlaut_in_the_c_locale(tmp_path, utf8) -> None:
+@pytest.mark.slow  # a process that imports everything
+def test_an_umlaut_in_the_c_locale(tmp_path) -> None:
     root = miniatures.write_folder(tmp_path / "data", ["dog", "cat"], 10)
     model, engine = DN2("vit_digits_patch8_96", pre_trained=False, image_size=32), make_engine(tmp_path / "training")
     engine.fit(model, datamodule=SemanticFolder(root, "dog", num_workers=0))
@@ -40,10 +39,10 @@ def test_an_umlaut_in_the_c_locale(tmp_path, utf8) -> None:
     images = [folder / "Stück.png", folder / "ähnlich.png"]
     for image in images:
         Image.new("RGB", (40, 30)).save(image)
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": "0"}
+    environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONUTF8", "PYTHONIOENCODING"}}
     # as bytes: what a shell hands over
     command = [sys.executable, "-c", COMMANDS, b"gr\xc3\xb6\xc3\x9fe/St\xc3\xbcck.png", b"gr\xc3\xb6\xc3\x9fe"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env={**environment, "LC_ALL": "C"}, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for number, expected in enumerate([images[:1], images]):
         (predicted,) = {path.resolve() for path in (tmp_path / f"results{number}").rglob("predictions.csv")}
