@@ -63,7 +63,7 @@ class Model:
     @property
     def coarse(self) -> bool:
         """Whether it computes with fewer bits than float32 has: bf16, on this machine, or activations of 8 bits."""
-        if self.path.suffix != ".xml":
+        if not isinstance(self._opened, Export) or self.path.suffix != ".xml":
             return False
         from .exported import is_coarse  # noqa: PLC0415 - optional extra
 

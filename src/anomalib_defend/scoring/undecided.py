@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from anomalib_defend.decision.calibration import Calibration
 
 FLOAT32 = 1e-5
-"""What the order of sums may change, as a share of the scaled score's range, or of the threshold."""
+"""What the order of sums may change of a score of size one, or as a share of a larger one, raw or scaled."""
 COARSE = 0.011
-"""The same with fewer bits: measured in bf16 on an Intel Xeon with AMX (docs/measurements.md, "Export")."""
+"""With fewer bits, as a share: measured in bf16 on an Intel Xeon with AMX (docs/measurements.md, "Export")."""
 
 
 class Undecided(NamedTuple):
@@ -27,11 +27,12 @@ class Undecided(NamedTuple):
 
     @classmethod
     def around(cls, calibration: Calibration, *, coarse: bool) -> Undecided:
-        """Around a calibration's threshold: a share of the raw threshold, or of scaled scores, whichever is more."""
-        share, threshold = COARSE if coarse else FLOAT32, calibration.label_threshold
+        """Around a calibration's threshold, by what rounding may change of the raw or of the scaled score."""
+        threshold = calibration.label_threshold
+        share = COARSE if coarse else FLOAT32
         centre = 1 - calibration.sensitivity
         low, high = calibration.image.raw(np.clip([centre - share, centre + share], 0, 1))
-        distance = share * abs(threshold)
+        distance = COARSE * abs(threshold) if coarse else FLOAT32 * max(1, abs(threshold))
         return cls(min(low, threshold - distance), max(high, threshold + distance), coarse)
 
     def count(self, raw_scores: NDArray[np.float64]) -> int:
