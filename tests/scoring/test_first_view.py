@@ -146,6 +146,7 @@ def test_what_has_no_first_view_says_so(objects, dn2, images, rows, tmp_path) ->
     with pytest.raises(ValueError, match="no checkpoint of ObjectPrototypes"):
         rows(dn2.checkpoint, *images, first_view=dn2.checkpoint)
     with pytest.raises(ValueError, match="both be checkpoints"):
-        rows(objects.export, *images, first_view=objects.checkpoint, out="b.csv")
+        rows(objects.export, *images, first_view=objects.checkpoint)
     with pytest.raises(ValueError, match="a picture shows all views"):
-        rows(objects.checkpoint, *images, first_view=objects.checkpoint, maps=tmp_path / "maps", out="c.csv")
+        rows(objects.checkpoint, *images, first_view=objects.checkpoint, maps=tmp_path / "maps")
+    assert len(rows(objects.checkpoint, *images, first_view=objects.checkpoint)) == len(images)  # nothing was begun

@@ -128,6 +128,13 @@ def test_partitions_hold_the_rows_of_the_single_machine(dn2, folder, read, ray, 
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".parquet") == ["_run.json"]
 
 
+def test_a_wrong_option_lists_nothing(dn2, folder, read, ray, tmp_path) -> None:
+    with pytest.raises(ValueError, match="--hint int3 is no precision"):
+        read(dn2.export, folder, hint="int3")
+    assert not (tmp_path / "out").exists()
+    assert ray.scored == 0
+
+
 def test_a_killed_run_goes_on(dn2, folder, read, ray, tmp_path, capsys) -> None:
     ray.stop_after = 3
     with pytest.raises(MemoryError):

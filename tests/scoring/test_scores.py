@@ -113,6 +113,24 @@ def test_bad_images_are_rows_in_their_place(dn2, tmp_path, rows, capsys) -> None
     assert "1 .heic" in said
 
 
+def test_paths_that_the_system_refuses_are_rows(dn2, images, tmp_path, rows, monkeypatch) -> None:
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if "locked" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)  # as in a folder that may not be entered; root may enter all
+    paths = [images[0], f"{tmp_path}/{'x' * 300}.png", f"{tmp_path}/locked/a.png", images[1]]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    found = rows(dn2.checkpoint, tmp_path / "list.txt", status=3)
+    assert [row.path for row in found] == paths
+    assert "File name too long" in found[1].error
+    assert found[2].error
+    assert found[3].score is not None
+
+
 def test_all_images_may_be_bad(dn2, tmp_path, rows) -> None:
     (tmp_path / "a.jpg").write_text("")
     assert [row.error for row in rows(dn2.export, tmp_path / "a.jpg", status=3)] == ["the file is empty"]

@@ -77,7 +77,10 @@ def is_deep(image: Image.Image) -> bool:
 
 def reason(path: str, error: Exception) -> str:
     """Return in words why a file could not be read."""
-    return EMPTY if Path(path).is_file() and not Path(path).stat().st_size else str(error)
+    try:
+        return EMPTY if Path(path).is_file() and not Path(path).stat().st_size else str(error)
+    except OSError:  # gone since, a name that is too long, a folder that may not be entered
+        return str(error)
 
 
 def _has_ending(path: str, ending: bytes) -> bool:

@@ -80,6 +80,7 @@ def score_on_ray(
     content = folder.begun(settings)
     if content is None:
         inputs = Inputs(paths)
+        opened.judge(None, Path())  # a model that cannot score says so before all is listed
         partitions, images = folder.begin(inputs)
         content = {"settings": settings, "partitions": partitions, "listed": images, "formats": inputs.other_formats}
         folder.describe(content)

@@ -117,7 +117,14 @@ def is_coarse(export: Export, hint: str | None) -> bool:
 
 def _compiled(model: Any, hint: str | None, **options: Any) -> Any:
     precision = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
-    return _core().compile_model(model, "CPU", {**precision, **options})
+    try:
+        return _core().compile_model(model, "CPU", {**precision, **options})
+    except RuntimeError as error:
+        if "INFERENCE_PRECISION_HINT" not in str(error):
+            raise
+        told = str(error).strip().splitlines()[-1]
+        msg = f"--hint {hint} is no precision of OpenVINO's ({told}): give f32 or bf16, or leave it out."
+        raise ValueError(msg) from error
 
 
 def _size_without_resize(model: Any) -> tuple[int, int] | None:

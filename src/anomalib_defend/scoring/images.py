@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,7 +53,7 @@ def opened(path: str) -> str | BinaryIO:
         UnusableImageError: If it is empty.
     """
     if not is_address(path):
-        return path if Path(path).exists() else str(on_disk(Path(path)))
+        return path if os.path.exists(path) else str(on_disk(Path(path)))  # noqa: PTH110 - pathlib's raises for some paths
     content = read_bytes(path)
     if not content:
         raise UnusableImageError(EMPTY)

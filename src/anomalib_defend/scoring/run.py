@@ -28,6 +28,8 @@ from .validity import answer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from .pipeline import Judged
+
 SOME_FAILED = 3  # 1 is an error that ended the run, 2 a wrong command line
 
 
@@ -111,21 +113,22 @@ class _Scoring:
     def run(self) -> int:
         if self.model.missing:
             print(f"Without p-values: {self.model.missing}", flush=True)
+        # before anything is on disk: what a wrong option leaves there would refuse the right one
+        judge = self.model.first_view_judge() if self.stops_early else self.model.judge(self.maps, self.out.parent)
         with Journal(self.out, self.settings, bounds=self.stops_early) as journal:
-            self._score(journal)
+            self._score(journal, judge)
             self._write(journal)
         for line in self._told():
             print(line)
         return SOME_FAILED if self.tally.errors else 0
 
-    def _score(self, journal: Journal) -> None:
+    def _score(self, journal: Journal, judge: Judged) -> None:
         remaining = iter(self.inputs)
         for entry in journal.resume(remaining):
             self.tally.add(entry)
             self.sample.add(entry)
         if self.tally.images:
             print(f"Going on after {self.tally.images} images of {to_text(str(journal.path))}.", flush=True)
-        judge = self.model.first_view_judge() if self.stops_early else self.model.judge(self.maps, self.out.parent)
         bar = tqdm(desc="Scoring", unit=" images", initial=self.tally.images, smoothing=0.05, disable=None)
         self._count(bar)
         with bar, closing(score_rows(remaining, judge)) as batches:
