@@ -183,7 +183,7 @@ def test_an_export_of_8_bits_takes_a_threshold_of_its_own(tmp_path) -> None:
 
 def test_a_graph_that_is_not_ours_is_refused(tmp_path) -> None:
     path = export(Scorer(enable_normalization=False), tmp_path, ".xml")
-    with pytest.raises(ValueError, match=r"cannot be moved .* move the checkpoint's, and export it again"):
+    with pytest.raises(ValueError, match=r"is not scored, .* cannot be moved .*enable_normalization=True"):
         threshold(path, target_fpr=0.2)
 
 
@@ -218,7 +218,7 @@ def test_what_cannot_be_done_is_said(tmp_path, images) -> None:
     for wrong, error in ((tmp_path / "none.xml", FileNotFoundError), (tmp_path / "model.txt", ValueError)):
         with pytest.raises(error, match="give a checkpoint"):
             threshold(wrong)
-    with pytest.raises(ValueError, match=r"model\.pt\) cannot be moved: move the checkpoint's, and export it again"):
+    with pytest.raises(ValueError, match=r"model\.pt\) is not scored, .* cannot be moved: give a checkpoint"):
         threshold(tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match="holds 2 exported models"):
         threshold(tmp_path)

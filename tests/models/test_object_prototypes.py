@@ -17,6 +17,7 @@ from anomalib_defend import ObjectPrototypes, SemanticVOC
 from anomalib_defend.example.encoder import MODEL_NAME, WEIGHTS
 from anomalib_defend.example.scenes import compose_scene, compose_split, draw_classes, load_part
 from anomalib_defend.models.components.encoder_weights import load_weights
+from anomalib_defend.models.object_prototypes.lightning_model import file_size
 from anomalib_defend.models.object_prototypes.torch_model import ObjectPrototypesModel
 from anomalib_defend.nn.normality import Clusters, NearestNeighbors
 from anomalib_defend.nn.views import LAYOUTS, pixels
@@ -169,6 +170,12 @@ def test_batches_table_and_picture_name_the_box(trained, make_data):
             assert rows[str(path)]["box"] == " ".join(map(str, box))
             seen += 1
     assert seen == len(rows) > 1
+
+
+def test_a_file_that_is_gone_since_it_was_read_has_no_box(tmp_path):
+    assert file_size(str(tmp_path / "gone.png")) is None
+    Image.new("RGB", (30, 20)).save(tmp_path / "there.png")
+    assert file_size(str(tmp_path / "there.png")) == (20, 30)
 
 
 def test_the_first_view_alone_decides_that_images_are_normal(trained, tmp_path):

@@ -1,6 +1,7 @@
 """Killed at any moment a run goes on: no image is lost, none is there twice; and only the same run goes on."""
 
 import csv
+import errno
 import os
 import signal
 import threading
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 import forked
 from anomalib_defend.decision.table import COLUMNS, Row, read_table
-from anomalib_defend.scoring import run
+from anomalib_defend.scoring import journal, run
+from anomalib_defend.scoring.finish import write_table
 from anomalib_defend.scoring.images import UnusableImageError
 from anomalib_defend.scoring.journal import Entry, Journal
 from anomalib_defend.scoring.judges import Judge
@@ -75,9 +77,9 @@ def test_an_error_of_the_model_ends_the_run_and_its_threads() -> None:
 
 
 def begin(out: Path, paths: list[str]) -> list[Entry]:
-    with Journal(out, SETTINGS) as journal:
-        found = list(journal.resume(iter(paths)))
-        journal.append(Entry(Row(path, score=float(index))) for index, path in enumerate(paths[len(found) :]))
+    with Journal(out, SETTINGS) as begun:
+        found = list(begun.resume(iter(paths)))
+        begun.append(Entry(Row(path, score=float(index))) for index, path in enumerate(paths[len(found) :]))
     return found
 
 
@@ -101,13 +103,13 @@ def test_only_the_same_run_goes_on(tmp_path) -> None:
     begin(out, ["a", "b"])
     with pytest.raises(ValueError, match=r"begun with other settings \(model: 'a', now 'b'\).* give another --out"):
         Journal(out, {"model": "b"})
-    with Journal(out, SETTINGS) as journal:
+    with Journal(out, SETTINGS) as begun:
         with pytest.raises(BlockingIOError, match="written by another process"):
             Journal(out, SETTINGS)
         with pytest.raises(ValueError, match="begun with other images: line 3 is of b, but now c comes next"):
-            list(journal.resume(iter(["a", "c"])))
+            list(begun.resume(iter(["a", "c"])))
         with pytest.raises(ValueError, match="line 3 is of b, but now no more image follows"):
-            list(journal.resume(iter(["a"])))
+            list(begun.resume(iter(["a"])))
     assert [entry.row.path for entry in begin(out, ["a", "b", "c"])] == ["a", "b"]  # nothing was lost by refusing
     (tmp_path / "out.csv.part.json").unlink()
     with pytest.raises(ValueError, match="not what it was begun with"):
@@ -137,8 +139,10 @@ def test_another_table_is_never_replaced(dn2, images, rows, tmp_path, capsys) ->
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("step", ["write_json", "write_table", "remove"])
-def test_a_run_that_dies_while_it_finishes_is_finished_later(dn2, images, rows, tmp_path, monkeypatch, step) -> None:
+@pytest.mark.parametrize("step", ["answer", "write_json", "write_table", "remove"])
+def test_a_run_that_dies_while_it_finishes_is_finished_later(
+    dn2, images, rows, tmp_path, monkeypatch, step, capsys
+) -> None:
     def die(*_arguments):
         raise MemoryError
 
@@ -146,8 +150,40 @@ def test_a_run_that_dies_while_it_finishes_is_finished_later(dn2, images, rows, 
         patch.setattr(*((Journal, step) if step == "remove" else (run, step)), die)
         with pytest.raises(MemoryError):
             rows(dn2.checkpoint, *images, target_fdr=0.2)
-    found = rows(dn2.checkpoint, *images, target_fdr=0.2)
-    assert [row.path for row in found] == images
+    rows(dn2.checkpoint, *images, target_fdr=0.2)
+    assert ("is complete" if step == "remove" else "Is the threshold still valid?") in capsys.readouterr().out
+    rows(dn2.checkpoint, *images, target_fdr=0.2, out="once.csv")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "once.csv").read_bytes()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_table_in_parts_is_none_where_no_open_file_is_renamed(tmp_path, monkeypatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr(journal, "WINDOWS", True)
+    begin(tmp_path / "out.csv", ["a"])
+    rename = Path.replace
+    with Journal(tmp_path / "out.csv", SETTINGS) as opened:
+
+        def replace(path, target):
+            if path == opened.path and not opened._file.closed:
+                raise PermissionError(13, "used by another process")
+            rename(path, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        write_table(opened, tmp_path / "out.csv", None)
+        opened.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_file_system_without_locks_has_rows_all_the_same(tmp_path, monkeypatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    begin(tmp_path / "out.csv", ["a"])
+    assert [entry.row.path for entry in begin(tmp_path / "out.csv", ["a", "b"])] == ["a"]
 
 
 def score_in_process(checkpoint: str, folder: str, out: str) -> None:
@@ -194,8 +230,9 @@ def test_killed_again_and_again(dn2, tmp_path) -> None:
     found = read_table(out)
     assert [row.path for row in found] == paths
     run.score(dn2.checkpoint, [str(tmp_path / "images")], tmp_path / "once.csv", target_fdr=0.2)
-    assert [(row.path, row.label) for row in read_table(tmp_path / "once.csv")] == [
-        (row.path, row.label) for row in found
-    ]
-    with out.open(newline="") as file:
-        assert next(csv.reader(file)) == [*COLUMNS, "selected"]
+    with out.open(newline="") as file, (tmp_path / "once.csv").open(newline="") as once:
+        tables = [list(csv.DictReader(each)) for each in (file, once)]
+    assert list(tables[0][0]) == [*COLUMNS, "selected"]
+    for cells, other in zip(*tables, strict=True):
+        numbers = {name: pytest.approx(float(other[name]), abs=1e-5) for name in ("score", "raw_score")}
+        assert {**cells, **{name: float(cells[name]) for name in numbers}} == {**other, **numbers}

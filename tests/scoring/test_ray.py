@@ -209,6 +209,13 @@ def test_addresses_are_files_of_any_file_system(dn2, folder, read, ray, tmp_path
         Inputs(["gs://bucket/images"])
 
 
+def test_boxes_of_addresses(objects, images, tmp_path) -> None:
+    for name, path in (("path", images[0]), ("address", f"file://{images[0]}")):
+        assert score(objects.checkpoint, [path], tmp_path / f"{name}.parquet") == 0
+    first, second = (parquet.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("path", "address"))
+    assert first[0]["box"] == second[0]["box"] is not None
+
+
 def test_models_of_one_core_do_not_all_sit_on_the_first(dn2, monkeypatch) -> None:
     """OpenVINO pins the threads of each process from the first core on."""
     monkeypatch.setattr("anomalib_defend.scoring.exported.usable_cores", lambda: 2)

@@ -77,6 +77,15 @@ def test_boxes_of_a_checkpoint_that_knows_them(objects, images, rows) -> None:
     assert all(row.box for row in found)
 
 
+def test_boxes_of_files_whose_names_are_listed_in_another_form(objects, images, rows, tmp_path) -> None:
+    (expected,) = rows(objects.checkpoint, images[0])
+    named = tmp_path / "images" / "Stu\u0308ck.jpg"
+    Path(images[0]).rename(named)
+    (tmp_path / "list.txt").write_text(str(named.with_name("St\u00fcck.jpg")), encoding="utf-8")
+    (found,) = rows(objects.checkpoint, tmp_path / "list.txt", out="list.csv")
+    assert found.box == expected.box is not None
+
+
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
 def test_the_threshold_moves_and_scores_with_it(dn2, images, rows, kind, tmp_path) -> None:
     found = rows(getattr(dn2, kind), *images, target_fpr=0.1)

@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from anomalib_defend.commands import main, make_parser
 from anomalib_defend.commands import score as command
 from anomalib_defend.decision import select
-from anomalib_defend.decision.table import COLUMNS
+from anomalib_defend.decision.table import COLUMNS, read_table
 from anomalib_defend.reporting.page import write_report
 from anomalib_defend.scoring import finish, run
 from anomalib_defend.visualization import picture_name
@@ -55,6 +56,15 @@ def test_selected_are_those_of_the_procedure(dn2, images, rows, tmp_path) -> Non
         marks = [cells["selected"] for cells in csv.DictReader(file)]
     chosen = select([row.p_value for row in found], 0.25)
     assert marks == ["yes" if each else "no" for each in chosen]
+
+
+def test_pictures_elsewhere_are_found(dn2, images, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run.score(dn2.checkpoint, ["images"], Path("results/out.csv"), maps=Path("maps")) == 0
+    first, *_ = read_table(tmp_path / "results" / "out.csv")
+    assert first.picture == f"{tmp_path.as_posix()}/maps/{picture_name(images[0])}"
+    monkeypatch.chdir("images")
+    assert write_report(tmp_path / "results" / "out.csv").pictures == len(images)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", pytest.param("export", marks=pytest.mark.slow)])

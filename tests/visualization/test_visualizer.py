@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +102,19 @@ def test_processes_write_files_of_their_own(tmp_path, model):
             save(make_batch(named), model, tmp_path / "run", rank, index)
             save(make_batch(), model, tmp_path / "run", rank, index)  # images of no file
     assert len(found(tmp_path / "run")) == 16
+
+
+def test_threads_write_the_same_picture(tmp_path, monkeypatch):
+    both, write_bytes = threading.Barrier(2), Path.write_bytes
+
+    def slowly(path, content):
+        write_bytes(path, content)
+        both.wait(10)
+
+    monkeypatch.setattr(Path, "write_bytes", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(visualizer.save, [Image.new("RGB", (8, 8))] * 2, [tmp_path / "a.png"] * 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_visualizer_writes_where_the_trainer_says_each_time(tmp_path, model):

@@ -59,8 +59,14 @@ def run(options: Namespace) -> int:
 
 
 def _score(options: Namespace) -> int:
+    from anomalib_defend.scoring.remote import is_address  # noqa: PLC0415 - torch and anomalib
     from anomalib_defend.scoring.run import score  # noqa: PLC0415 - torch and anomalib
 
+    for name in ("out", "maps"):
+        where = getattr(options, name)
+        if where is not None and is_address(where):
+            msg = f"--{name} {where} is an address: give a path, or --engine ray, whose --out may be one."
+            raise ValueError(msg)
     if options.address is not None:
         msg = "--address is of --engine ray: give both, or none."
         raise ValueError(msg)

@@ -80,7 +80,10 @@ class Export:
         try:
             self.endings = find_endings(self.graph)
         except ValueError as error:
-            msg = f"The threshold of {path} cannot be moved ({error}): move the checkpoint's, and export it again."
+            msg = (
+                f"{path} is not scored, and its threshold cannot be moved ({error}): take the checkpoint, or a model "
+                "exported from it with enable_normalization=True, as it is by default."
+            )
             raise ValueError(msg) from error
 
     def calibration(self) -> Calibration:
@@ -261,9 +264,9 @@ def open_model(path: Path) -> Checkpoint | Export:
     if found.suffix in {".xml", ".onnx"}:
         return Export(found)
     if found.suffix == ".pt":  # a pickle: reading it may run code
-        msg = f"The threshold of a torch export ({found}) cannot be moved: move the checkpoint's, and export it again."
+        msg = f"A torch export ({found}) is not scored, and its threshold cannot be moved: give {KINDS}."
         raise ValueError(msg)
-    msg = f"{found} is no model whose threshold can be moved: give {KINDS}."
+    msg = f"{found} is no model that is scored, or whose threshold can be moved: give {KINDS}."
     raise ValueError(msg)
 
 

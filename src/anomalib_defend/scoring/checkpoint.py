@@ -39,7 +39,10 @@ class CheckpointScorer:
 
     def prepare(self, path: str) -> Tensor:
         """Read an image, resize and normalise it."""
-        return self.model.pre_processor.transform(read(path))
+        image = read(path)
+        prepared = self.model.pre_processor.transform(image)
+        prepared.file_size = tuple(image.shape[-2:])  # goes with it through threads and batches
+        return prepared
 
     @torch.inference_mode()
     def score(self, paths: Sequence[str], images: Sequence[Tensor]) -> ImageBatch:
@@ -47,6 +50,7 @@ class CheckpointScorer:
         if torch.get_num_threads() != self._threads:  # decoding threads have set one, which new threads take over
             torch.set_num_threads(self._threads)
         batch = ImageBatch(image=torch.stack(list(images)).to(self.model.device), image_path=list(paths))
+        batch.file_size = [image.file_size for image in images]  # type: ignore[attr-defined] # see `prepare`
         batch = self.model.predict_step(batch)
         self.model.post_processor.post_process_batch(batch)
         return batch

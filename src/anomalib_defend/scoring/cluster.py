@@ -82,6 +82,8 @@ def score_on_ray(
         inputs = Inputs(paths)
         opened.judge(None, Path())  # a model that cannot score says so before all is listed
         partitions, images = folder.begin(inputs)
+        if not images:
+            raise inputs.no_image()
         content = {"settings": settings, "partitions": partitions, "listed": images, "formats": inputs.other_formats}
         folder.describe(content)
     if "images" in content:

@@ -47,7 +47,7 @@ def write_table(journal: Journal, out: Path, is_selected: Callable[[float | None
     """
     columns = [*journal.columns, *([SELECTED] if is_selected else [])]
     if out.suffix == ".csv" and is_selected is None:
-        journal.path.replace(out)
+        journal.become(out)
         return
     draft = out.with_name(f"{out.name}.draft")
     rows = _rows(journal.read(), is_selected)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import glob
+import itertools
 import os
 import re
 import sys
@@ -43,24 +45,38 @@ class Inputs:
 
     Args:
         arguments: As on the command line.
+        pictures: Folder that the run writes into: in folders and globs it is left out, or it would be scored, too.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder, or a glob finds none.
+        FileNotFoundError: If there is no such file or folder, or a glob finds no file.
         ModuleNotFoundError: If an address needs pyarrow, and it is not installed.
-        ValueError: If standard input is named twice, or pyarrow knows no such file system.
+        ValueError: If standard input is named twice, or pyarrow knows no such file system, or
+            ``pictures`` holds one of the folders.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], pictures: Path | None = None) -> None:
         if sum(argument == STDIN for argument in arguments) > 1:
             msg = "Standard input (-) is named twice: it can be read once."
             raise ValueError(msg)
         self.arguments = [_found(argument) for argument in arguments]
         self.other_formats: Counter[str] = Counter()
+        self._pictures = None if pictures is None else os.path.realpath(pictures)
+        for argument in self.arguments:
+            if os.path.isdir(argument) and self._is_picture(f"{argument}/"):  # noqa: PTH112 - pathlib's may raise
+                msg = f"The pictures would go into {to_text(argument)}, which is scored: give --maps another folder."
+                raise ValueError(msg)
 
     @property
     def countable(self) -> bool:
         """Whether the images can be listed twice."""
         return STDIN not in self.arguments
+
+    def no_image(self) -> FileNotFoundError:
+        """The error of a run without images; call it once all have been listed."""
+        others = sum(self.other_formats.values())
+        more = f", but there are {others} in formats that anomalib does not read" if others else ""
+        where = to_text(", ".join(self.arguments))
+        return FileNotFoundError(f"There is no image in {where}{more}: give folders or lists that hold some.")
 
     def __iter__(self) -> Iterator[str]:
         """Yield paths; of a folder that cannot be read its own, since that is an error of one input."""
@@ -71,9 +87,10 @@ class Inputs:
             elif is_address(argument):
                 yield from list_images(argument, self.other_formats)
             elif Path(argument).is_dir():
-                yield from self._folder(argument)
+                yield from itertools.filterfalse(self._is_picture, self._folder(argument))
             elif not Path(argument).exists():
-                yield from sorted({path for path in _globbed(argument) if Path(path).is_file()}, key=in_order)
+                files = set(filter(os.path.isfile, _globbed(argument)))
+                yield from itertools.filterfalse(self._is_picture, sorted(files, key=in_order))
             elif argument.lower().endswith(LIST_SUFFIX):
                 with Path(argument).open("rb") as file:
                     yield from read_list(file, argument)
@@ -86,6 +103,14 @@ class Inputs:
             self.other_formats.update(Path(path).suffix.lower() for path in other_formats)
             yield from images
         yield from (str(error.filename) for error in errors)
+
+    def _is_picture(self, path: str) -> bool:
+        return self._pictures is not None and _is_below(os.path.dirname(path), self._pictures)  # noqa: PTH120 - text
+
+
+@functools.lru_cache(maxsize=64)  # images of one folder come one after the other
+def _is_below(folder: str, other: str) -> bool:
+    return Path(os.path.realpath(folder)).is_relative_to(other)
 
 
 def read_list(file: IO[bytes], name: str) -> Iterator[str]:
@@ -133,6 +158,15 @@ def _globbed(pattern: str) -> Iterator[str]:
         yield from (path for path in found if not is_hidden(path.removeprefix(root)))
 
 
+def _check_files(pattern: str) -> None:
+    if not any(map(os.path.isfile, _globbed(pattern))):
+        msg = (
+            f"{to_text(pattern)} finds folders alone, and a glob stands for files: leave out the quotes, so that your "
+            f"shell names the folders, or write '{to_text(pattern)}/**/*.jpg'."
+        )
+        raise FileNotFoundError(msg)
+
+
 def _found(argument: str) -> str:
     path = Path(argument)
     if is_address(argument):
@@ -144,6 +178,7 @@ def _found(argument: str) -> str:
     if spelled.exists():
         return str(spelled)
     if glob.has_magic(argument) and next(_globbed(argument), None):
+        _check_files(argument)
         return argument
     what = "finds no file that is not hidden" if glob.has_magic(argument) else "does not exist"
     msg = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 UPPER_BOUND = "upper_bound"
 _END = b"\r\n"
+WINDOWS = os.name == "nt"
 
 
 class Entry(NamedTuple):
@@ -45,7 +47,8 @@ class Journal:
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], *, bounds: bool = False) -> None:
-        self.path, self.settings_path = (out.with_name(out.name + end) for end in (".part", ".part.json"))
+        self.out = out
+        self.path, self.settings_path = _paths(out)
         self.columns = [*COLUMNS, *([UPPER_BOUND] if bounds else [])]
         self._check(settings)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +124,13 @@ class Journal:
     def remove(self) -> None:
         """Remove what is left of it, the settings last."""
         self._file.close()
-        self.path.unlink(missing_ok=True)
-        self.settings_path.unlink(missing_ok=True)
+        remove_journal(self.out)
+
+    def become(self, out: Path) -> None:
+        """Become the table."""
+        if WINDOWS:  # renames no open file; elsewhere the file stays locked until it is the table
+            self._file.close()
+        self.path.replace(out)
 
     def _line(self, values: Iterable[str]) -> bytes:
         text = io.StringIO()
@@ -141,6 +149,17 @@ class Journal:
             return Entry(row, content.get(UPPER_BOUND) == MARKS[True])
         except (ValueError, KeyError, csv.Error):
             return None
+
+
+def remove_journal(out: Path) -> None:
+    """Remove what a table's run has left, the settings last."""
+    for path in _paths(out):
+        path.unlink(missing_ok=True)
+
+
+def _paths(out: Path) -> tuple[Path, Path]:
+    """Rows and settings."""
+    return out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
 
 
 def _written(path: str) -> str:
@@ -179,3 +198,5 @@ def _lock(file: IO[bytes], path: Path) -> None:
     except BlockingIOError as error:
         msg = f"{to_text(str(path))} is written by another process: wait for it, or give another --out."
         raise BlockingIOError(msg) from error
+    except OSError:  # a file system without locks: as on Windows
+        return

@@ -59,7 +59,9 @@ class Judge:
         if pictures is not None:
             from .pictures import write_pictures  # noqa: PLC0415 - needs OpenCV
 
-            self._write = partial(write_pictures, model=getattr(scorer, "model", None), folder=pictures, root=root)
+            threshold = None if scorer.calibration is None else 1 - scorer.calibration.sensitivity
+            model = getattr(scorer, "model", None)
+            self._write = partial(write_pictures, model=model, threshold=threshold, folder=pictures, root=root)
 
     def entries(self, paths: Sequence[str], images: Sequence[Tensor]) -> list[Entry]:
         """The rows of images that could be read; called in any thread."""

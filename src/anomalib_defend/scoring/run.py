@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from anomalib_defend.post_processing.description import Run, description_path
 
 from .finish import check_format, write_table
 from .inputs import STDIN, Inputs
-from .journal import Journal, refuse_other, write_json
+from .journal import Journal, refuse_other, remove_journal, write_json
 from .models import Model, digest
 from .pipeline import score_rows
 from .remote import is_address
@@ -73,7 +74,7 @@ def score(
     if maps is not None and first_view is not None:
         msg = "--maps and --first-view: a picture shows all views. Leave one of them out."
         raise ValueError(msg)
-    inputs = Inputs(paths)
+    inputs = Inputs(paths, maps)
     opened = Model(model, first_view, target_fpr, hint, usable_cores())
     if opened.calibration is None and target_fdr is not None:
         msg = f"--target-fdr needs p-values. {opened.missing}"
@@ -88,6 +89,7 @@ def score(
         "first_view": digest(opened.first_view),
     }
     if _is_complete(out, settings):
+        remove_journal(out)  # a kill has left it, and once the table is removed, its rows would be taken for it
         print(f"{to_text(str(out))} is complete: remove it to score the images again.")
         return SOME_FAILED if _description(out)["images"]["errors"] else 0
     return _Scoring(opened, inputs, out, settings, maps).run()
@@ -111,19 +113,23 @@ class _Scoring:
             self.stops_early = False
 
     def run(self) -> int:
+        paths = iter(self.inputs)
+        first = next(paths, None)
+        if first is None:
+            raise self.inputs.no_image()
         if self.model.missing:
             print(f"Without p-values: {self.model.missing}", flush=True)
         # before anything is on disk: what a wrong option leaves there would refuse the right one
         judge = self.model.first_view_judge() if self.stops_early else self.model.judge(self.maps, self.out.parent)
         with Journal(self.out, self.settings, bounds=self.stops_early) as journal:
-            self._score(journal, judge)
+            self._score(journal, judge, chain([first], paths))
+            told = list(self._told())  # scores a sample in full: killed there, the run is not complete
             self._write(journal)
-        for line in self._told():
+        for line in told:
             print(line)
         return SOME_FAILED if self.tally.errors else 0
 
-    def _score(self, journal: Journal, judge: Judged) -> None:
-        remaining = iter(self.inputs)
+    def _score(self, journal: Journal, judge: Judged, remaining: Iterator[str]) -> None:
         for entry in journal.resume(remaining):
             self.tally.add(entry)
             self.sample.add(entry)
@@ -143,7 +149,7 @@ class _Scoring:
         """Tell the bar how many images there are, once they are counted."""
 
         def count() -> None:
-            bar.total = sum(1 for _ in Inputs(self.inputs.arguments))
+            bar.total = sum(1 for _ in Inputs(self.inputs.arguments, self.maps))
 
         if self.inputs.countable and not bar.disable:
             threading.Thread(target=count, daemon=True).start()

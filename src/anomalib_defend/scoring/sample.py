@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from .journal import Entry
 
 MOST = 1000
-SHARE = 0.05
-"""Of all images, where that is less: the sample is computed in full."""
 
 
 class Sample:
@@ -34,6 +32,5 @@ class Sample:
             heapq.heappushpop(self._kept, item)
 
     def entries(self) -> list[Entry]:
-        """At most a thousand rows, and at most a twentieth of all (one at least), in the order of the images."""
-        number = min(MOST, max(1, round(SHARE * self._seen)))
-        return [entry for _, _, entry in sorted(heapq.nlargest(number, self._kept), key=lambda item: item[1])]
+        """A thousand rows, or all where there are fewer, in the order of the images."""
+        return [entry for _, _, entry in sorted(self._kept, key=lambda item: item[1])]

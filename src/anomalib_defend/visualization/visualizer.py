@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import threading
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -114,8 +115,8 @@ class NoveltyVisualizer(ImageVisualizer):
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Save as PNG: complete or not at all, also where another process writes the same picture."""
-    draft = path.with_name(f".{path.stem}-{os.getpid()}")
+    """Save as PNG: complete or not at all, also where another process or thread writes the same picture."""
+    draft = path.with_name(f".{path.stem}-{os.getpid()}-{threading.get_native_id()}")
     try:
         # half of Pillow's time at its fastest; without parameters OpenCV takes one filter, not the best of all
         _, content = cv2.imencode(".png", cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.models.components.arguments import check_choices, check_ranges
-from anomalib_defend.nn.views import LAYOUTS, Box, Views, needed_size, pixels
+from anomalib_defend.nn.views import LAYOUTS, Views, needed_size, pixels
 
 from .stages import FitObjects
 from .torch_model import Head, ObjectPrototypesModel
@@ -119,6 +119,9 @@ class ObjectPrototypes(NoveltyDetectorMixin, AnomalibModule):
     def predict_step(self, batch: Batch, *_args: object, **_kwargs: object) -> Batch:
         """Score a batch, and say in its ``box`` where in the image's file the best view lies.
 
+        The files' heights and widths are ``file_size`` of the batch, where whoever has read them knows; else the files
+        are asked, and one that is gone has no box.
+
         Raises:
             ValueError: If a score is NaN or infinite.
         """
@@ -126,14 +129,17 @@ class ObjectPrototypes(NoveltyDetectorMixin, AnomalibModule):
         size = (batch.image.shape[-2], batch.image.shape[-1])
         batch = self.with_predictions(batch, self.model.predictions(distances, size))
         boxes = [self.model.boxes[index] for index in distances.argmin(dim=1).tolist()]
-        paths = batch.image_path or [None] * len(boxes)
-        batch.box = [found_in(path, box) for path, box in zip(paths, boxes, strict=True)]
+        sizes = getattr(batch, "file_size", None) or map(file_size, batch.image_path or [None] * len(boxes))
+        batch.box = [None if size is None else pixels(box, size) for box, size in zip(boxes, sizes, strict=True)]
         return batch
 
 
-def found_in(path: str | None, box: Box) -> tuple[int, int, int, int] | None:
-    """A box in pixels of an image's file (left, top, right, bottom); ``None`` without file."""
+def file_size(path: str | None) -> tuple[int, int] | None:
+    """Height and width of an image's file; ``None`` without one that can be read."""
     if path is None:
         return None
-    with Image.open(path) as image:  # reads the header alone
-        return pixels(box, (image.height, image.width))
+    try:
+        with Image.open(path) as image:  # reads the header alone
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # it was read once, and is gone since
+        return None
