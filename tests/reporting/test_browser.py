@@ -6,6 +6,7 @@ import pytest
 
 import browsing
 from anomalib_defend.decision import expected_count
+from anomalib_defend.decision.table import Row
 from anomalib_defend.reporting.page import write_report
 from browsing import check_both_colour_schemes, refused_by, until
 
@@ -257,6 +258,22 @@ def test_small_scores_are_told_apart(browser, tmp_path) -> None:
         assert number(page, "called") == sum(row.label for row in rows)
         scores = [re.search(r"score (-?[\d.]+)", text)[1] for text in page.locator("figcaption").all_inner_texts()]
         assert len(set(scores)) == 20
+
+
+def test_upper_bounds_are_told_and_stay_normal(browser, tmp_path) -> None:
+    rows = [Row("/data/a.png", 0.4, False, p_value=0.2, upper_bound=True), Row("/data/b.png", 0.7, True, p_value=0.01)]
+    table = write_run(tmp_path, rows)
+    lines = table.read_text().splitlines()
+    marks = ["upper_bound", "yes", "no"]
+    table.write_text("".join(f"{line},{mark}\n" for line, mark in zip(lines, marks, strict=True)))
+    with browsing.opened(browser, write_report(table).path.as_uri()) as page:
+        assert "score at most 0.4000, p-value at least 0.2" in page.inner_text("body")
+        assert "score 0.7000, p-value 0.01" in page.inner_text("body")
+        assert "Of 1 image the first view alone was looked at" in page.inner_text("body")
+        page.press("#slider", "Home")
+        assert value(page) == 0.5 == float(page.get_attribute("#slider", "aria-valuemin"))
+        page.press("#slider", "End")
+        assert value(page) > 0.7
 
 
 def test_a_run_without_threshold_has_none_to_go_back_to(browser, tmp_path) -> None:

@@ -49,9 +49,13 @@ class Row:
     """File, relative to the table's folder."""
     error: str = ""
     """Why there is no score."""
+    upper_bound: bool = False
+    """The score is at most this, and the p-value at least: the first view alone was looked at."""
 
 
-COLUMNS = tuple(item.name for item in fields(Row))
+UPPER_BOUND = "upper_bound"
+COLUMNS = tuple(item.name for item in fields(Row) if item.name != UPPER_BOUND)
+"""Of all tables; ``UPPER_BOUND`` is a column of those that have such rows."""
 
 
 def cells(row: Row) -> list[str]:
@@ -223,6 +227,7 @@ def to_row(cells: Mapping[str, str]) -> Row:
         elif text.startswith("'") and text[1:].startswith(_RUNS) and name not in {"path", "picture"}:
             value = text[1:]
         setattr(result, name, value)
+    result.upper_bound = cells.get(UPPER_BOUND) == MARKS[True]
     return result
 
 

@@ -109,6 +109,12 @@ def verdict(rows: Sequence[Row], run: Run, unscored: int = 0) -> str:
         sentences.append(f"{_images(len(rows))} with a score and no verdict: the model gives no labels.")
     if unscored:
         sentences.append(f"{_images(unscored)} could not be scored.")
+    bounds = sum(row.upper_bound for row in rows)
+    if bounds:
+        sentences.append(
+            f"Of {_images(bounds)} the first view alone was looked at: the score may be lower than is shown here, the "
+            "p-value higher, and the threshold can be moved up alone."
+        )
     sentences.append(run.unfinished())
     return " ".join(filter(None, sentences))
 
@@ -169,6 +175,7 @@ def _data(
                 truth[row.true_label],
                 [numbers[name] for name in categories],
                 None if row.box is None else box_text(row.box),
+                int(row.upper_bound),
             ]
             for row, categories in zip(rows, known, strict=True)
         ],

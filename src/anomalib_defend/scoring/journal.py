@@ -13,14 +13,13 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from anomalib_defend.decision.table import COLUMNS, MARKS, Row, cells, to_row
+from anomalib_defend.decision.table import COLUMNS, MARKS, UPPER_BOUND, Row, cells, to_row
 from anomalib_defend.files.names import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
-UPPER_BOUND = "upper_bound"
 _END = b"\r\n"
 WINDOWS = os.name == "nt"
 
@@ -146,7 +145,7 @@ class Journal:
             content = dict(zip(self.columns, values, strict=True))
             row = to_row(content)
             row.path = from_text(row.path)
-            return Entry(row, content.get(UPPER_BOUND) == MARKS[True])
+            return Entry(row, row.upper_bound)
         except (ValueError, KeyError, csv.Error):
             return None
 

@@ -1,11 +1,13 @@
 (() => {
   const LEFT = 10, WIDTH = 780;
-  const rows = data.rows.map(([name, score, p, truth, categories, box], index) =>
-    ({ name, score, p, truth, categories, box, picture: data.pictures[index] }));
+  const rows = data.rows.map(([name, score, p, truth, categories, box, bound], index) =>
+    ({ name, score, p, truth, categories, box, bound, picture: data.pictures[index] }));
   const normal = rows.filter((row) => row.truth === 0);
   const novel = rows.filter((row) => row.truth === 1);
   const low = Number(at("histogram").dataset.low), high = Number(at("histogram").dataset.high);
   const first = data.threshold === null ? (low + high) / 2 : data.threshold;
+  // Below the run's threshold nothing is known of images whose score is at most what the table has.
+  const least = rows.some((row) => row.bound) ? first : low;
   let threshold = first;
 
   // A thousandth of the range is told apart: scores that are not scaled may be as small as they like.
@@ -108,7 +110,8 @@
   function card(row) {
     const say = isNovel(row) ? "NOVEL" : "normal", truth = ["normal", "novel"][row.truth];
     const heat = at("heat").checked && row.picture && row.picture[1];
-    const lines = [`score ${told(row.score)}` + (row.p === null ? "" : `, p-value ${Number(row.p.toPrecision(3))}`)];
+    const lines = [`score ${row.bound ? "at most " : ""}${told(row.score)}` +
+      (row.p === null ? "" : `, p-value ${row.bound ? "at least " : ""}${Number(row.p.toPrecision(3))}`)];
     if (truth) lines.push(`is ${truth}`);
     if (row.categories.length) lines.push("holds " + row.categories.map((number) => data.categories[number]).join(", "));
     if (row.box) lines.push(`${isNovel(row) ? "nearest to the normal object" : "normal object found"} at ${row.box} (left, top, right, bottom)`);
@@ -123,7 +126,7 @@
   // ------------------------------------------------------------------------------------------------------- threshold
   let waiting = false;
   function move(value) {
-    threshold = Math.min(Math.max(value, low), high);
+    threshold = Math.min(Math.max(value, least), high);
     showFigures();
     if (waiting) return;
     waiting = true;  // the rest once a frame
@@ -157,6 +160,7 @@
   at("categories-section").hidden = !held.some((one) => one.normal.length + one.novel.length);
   at("heat-label").hidden = !rows.some((row) => row.picture && row.picture[1]);
   at("reset").hidden = data.threshold === null;
+  slider.setAttribute("aria-valuemin", least);
   showFigures();
   showCategories();
   gallery.show();
