@@ -116,6 +116,22 @@ def test_only_the_same_run_goes_on(tmp_path) -> None:
         Journal(out, SETTINGS)
 
 
+def test_a_list_of_relative_paths_goes_on_in_its_folder_alone(dn2, images, tmp_path, monkeypatch) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("images/000.jpg\nimages/001.png\n")
+    arguments = (dn2.checkpoint, [str(listed)], tmp_path / "out.csv")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_table", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.score(*arguments)
+    monkeypatch.chdir("images")
+    with pytest.raises(ValueError, match=r"with other settings \(working_directory: .*, now .*images'\)"):
+        run.score(*arguments)
+    monkeypatch.chdir(tmp_path)
+    assert run.score(*arguments) == 0
+
+
 def test_another_table_is_never_replaced(dn2, images, rows, tmp_path, capsys) -> None:
     found = rows(dn2.checkpoint, *images)
     capsys.readouterr()

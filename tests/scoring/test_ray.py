@@ -157,6 +157,27 @@ def test_a_killed_run_goes_on(dn2, folder, read, ray, tmp_path, capsys) -> None:
         read(dn2.checkpoint, folder, target_fpr=0.3)
 
 
+def test_a_run_goes_on_from_another_folder(dn2, folder, read, ray, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = []
+
+    class Bar(cluster.tqdm):
+        def __init__(self, **options: Any) -> None:
+            begun.append((options["initial"], options["total"]))
+            super().__init__(**options)
+
+    monkeypatch.setattr(cluster, "tqdm", Bar)
+    ray.stop_after = 3
+    with pytest.raises(MemoryError):
+        read(dn2.checkpoint, "images")
+    ray.stop_after = 1000
+    monkeypatch.chdir(folder)
+    found = read(dn2.checkpoint, folder)
+    assert sum(row["error"] is not None for row in found) == 2
+    assert [row["path"] for row in found][:1] == ["images/000.jpg"]
+    assert begun == [(0, 50), (24, 50)]
+
+
 def test_what_another_has_written_is_noticed(dn2, folder, read, ray, tmp_path) -> None:
     ray.stop_after = 3
     with pytest.raises(MemoryError):

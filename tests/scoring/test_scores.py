@@ -19,6 +19,7 @@ from anomalib_defend.files.names import from_text
 from anomalib_defend.post_processing.description import description_path
 from anomalib_defend.scoring import exported
 from anomalib_defend.scoring.checkpoint import CheckpointScorer
+from anomalib_defend.scoring.images import opened
 from anomalib_defend.scoring.undecided import Undecided
 from rounding import rounding
 
@@ -138,6 +139,14 @@ def test_paths_that_the_system_refuses_are_rows(dn2, images, tmp_path, rows, mon
     assert "File name too long" in found[1].error
     assert found[2].error
     assert found[3].score is not None
+
+
+def test_a_folder_is_listed_once_for_all_files_that_it_lacks(tmp_path, monkeypatch) -> None:
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    for index in range(50):
+        assert opened(f"{tmp_path}/{index}.png") == f"{tmp_path}/{index}.png"
+    assert listed == [str(tmp_path)]
 
 
 def test_all_images_may_be_bad(dn2, tmp_path, rows) -> None:

@@ -2,20 +2,26 @@
 
 import csv
 import io
+import re
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from anomalib.data import ImageBatch
 from PIL import Image
+from tqdm import tqdm
 
 from anomalib_defend.commands import main, make_parser
 from anomalib_defend.commands import score as command
-from anomalib_defend.decision import select
+from anomalib_defend.decision import Calibration, Level, select
 from anomalib_defend.decision.table import COLUMNS, read_table
 from anomalib_defend.reporting.page import write_report
 from anomalib_defend.scoring import finish, run
+from anomalib_defend.scoring.judges import Judge
 from anomalib_defend.visualization import picture_name
 from anomalib_defend.visualization.picture import panels_of
 
@@ -80,6 +86,45 @@ def test_pictures_are_where_the_table_says(objects, images, rows, tmp_path, kind
     assert page.pictures == len(images)
     heading = "Prediction of ObjectPrototypes" if kind == "checkpoint" else "Prediction"  # an export has no name
     assert f"<h1>{heading}</h1>" in page.path.read_text()
+
+
+def test_pictures_tell_the_threshold_of_an_export_with_a_sensitivity(tmp_path, monkeypatch) -> None:
+    level = Level(1.0, 0.5, 0.5, (0.2, 0.4))
+    scorer = SimpleNamespace(
+        calibration=Calibration(0.2, level, sensitivity=0.4), prepare=None, batch_size=1, parallel=1
+    )
+
+    def score(paths, images):
+        return ImageBatch(image=torch.stack(images), image_path=paths, pred_score=torch.tensor([0.55]))
+
+    scorer.score = score
+    told = []
+    monkeypatch.setattr(
+        "anomalib_defend.scoring.pictures.draw_picture", lambda image, finding, *_: told.append(finding)
+    )
+    monkeypatch.setattr("anomalib_defend.scoring.pictures.save", lambda *_: None)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Judge(scorer, tmp_path / "maps", tmp_path).entries([str(tmp_path / "a.png")], [torch.zeros(3, 8, 8)])
+    assert told[0].threshold == pytest.approx(0.6)
+
+
+def test_the_bar_knows_how_many_images_there_are(dn2, images, rows, monkeypatch) -> None:
+    shown = io.StringIO()
+
+    class Bar(tqdm):
+        def __init__(self, **options) -> None:
+            super().__init__(**{**options, "file": shown, "disable": False})
+
+        def close(self) -> None:
+            end = time.monotonic() + 10
+            while self.total is None and time.monotonic() < end:  # they are counted in a thread
+                time.sleep(0.01)
+            super().close()
+
+    monkeypatch.setattr(run, "tqdm", Bar)
+    rows(dn2.checkpoint, *images)
+    last = shown.getvalue().split("\r")[-1]
+    assert re.search(r"Scoring: 100%.* 21/21 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ images/s", last), last
 
 
 def test_a_checkpoint_without_calibration_scores_without_p_values(dn2, images, rows, monkeypatch, capsys) -> None:

@@ -84,7 +84,13 @@ def score_on_ray(
         partitions, images = folder.begin(inputs)
         if not images:
             raise inputs.no_image()
-        content = {"settings": settings, "partitions": partitions, "listed": images, "formats": inputs.other_formats}
+        content = {
+            "settings": settings,
+            "partitions": partitions,
+            "listed": images,
+            "formats": inputs.other_formats,
+            "working_directory": os.getcwd(),  # noqa: PTH109 - relative paths are from here, wherever it goes on
+        }
         folder.describe(content)
     if "images" in content:
         print(f"{to_text(out)} is complete: remove it to score the images again.")
@@ -138,14 +144,16 @@ def _run(folder: Partitions, model: Model, content: dict[str, Any], address: str
             "target_fpr": settings["target_fpr"],
             "hint": settings["hint"],
             "folder": folder,
-            "working_directory": os.getcwd(),  # noqa: PTH109 - relative paths are from here
+            "working_directory": content["working_directory"],
         }
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=min(cores, len(missing)), max_size=None)
         rows = ray.data.from_items(missing, override_num_blocks=min(len(missing), 10_000)).map(
             Scorer, fn_constructor_kwargs=arguments, num_cpus=1, compute=pool
         )
-        with tqdm(desc="Scoring", unit=" images", total=content["listed"], smoothing=0.05, disable=None) as bar:
+        done = content["listed"] - folder.count_images(missing, content["partitions"], content["listed"])
+        options = {"total": content["listed"], "initial": done, "smoothing": 0.05, "disable": None}
+        with tqdm(desc="Scoring", unit=" images", **options) as bar:
             for row in rows.iter_rows():
                 bar.update(row["images"])
 
@@ -159,7 +167,7 @@ class Scorer:
         target_fpr: As for `Model`.
         hint: As for `Model`.
         folder: Of the run.
-        working_directory: Of the command.
+        working_directory: Of the command that has listed the images.
     """
 
     def __init__(

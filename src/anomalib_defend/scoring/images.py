@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_defend.files.names import on_disk
+from anomalib_defend.files.names import Spellings
 from anomalib_defend.files.usable import DEEP, EMPTY, is_deep, reason
 
 from .remote import is_address, read_bytes
@@ -53,11 +53,19 @@ def opened(path: str) -> str | BinaryIO:
         UnusableImageError: If it is empty.
     """
     if not is_address(path):
-        return path if os.path.exists(path) else str(on_disk(Path(path)))  # noqa: PTH110 - pathlib's raises for some paths
+        if os.path.exists(path):  # noqa: PTH110 - pathlib's raises for some paths
+            return path
+        return _spellings(os.path.dirname(path)).on_disk(path)  # noqa: PTH120 - paths are strings here
     content = read_bytes(path)
     if not content:
         raise UnusableImageError(EMPTY)
     return _File(path, content)
+
+
+@functools.lru_cache(maxsize=16)  # of a list whose files are gone, each would list its whole folder
+def _spellings(folder: str) -> Spellings:
+    del folder
+    return Spellings()
 
 
 class _File(io.BytesIO):

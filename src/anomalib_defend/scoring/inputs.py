@@ -71,6 +71,11 @@ class Inputs:
         """Whether the images can be listed twice."""
         return STDIN not in self.arguments
 
+    @property
+    def has_list(self) -> bool:
+        """Whether there is a list, whose relative paths depend on the working directory."""
+        return any(path == STDIN or (_is_list(path) and os.path.isfile(path)) for path in self.arguments)  # noqa: PTH113
+
     def no_image(self) -> FileNotFoundError:
         """The error of a run without images; call it once all have been listed."""
         others = sum(self.other_formats.values())
@@ -91,7 +96,7 @@ class Inputs:
             elif not Path(argument).exists():
                 files = set(filter(os.path.isfile, _globbed(argument)))
                 yield from itertools.filterfalse(self._is_picture, sorted(files, key=in_order))
-            elif argument.lower().endswith(LIST_SUFFIX):
+            elif _is_list(argument):
                 with Path(argument).open("rb") as file:
                     yield from read_list(file, argument)
             else:
@@ -156,6 +161,10 @@ def _globbed(pattern: str) -> Iterator[str]:
         root = os.path.dirname(_PLAIN.match(form)[0])  # type: ignore[index] # noqa: PTH120 - it matches always
         found = glob.iglob(form, recursive=True)  # noqa: PTH207 - pathlib's does not keep the way it is written
         yield from (path for path in found if not is_hidden(path.removeprefix(root)))
+
+
+def _is_list(argument: str) -> bool:
+    return argument.lower().endswith(LIST_SUFFIX)
 
 
 def _check_files(pattern: str) -> None:

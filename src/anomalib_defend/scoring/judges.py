@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from anomalib_defend.decision.calibration import Calibration
 
-MARGIN = 0.02
-"""Of the distance between the threshold and the typical normal image: what two models may differ by in rounding."""
+MARGIN = 0.07
+"""Of scaled scores: what two models may differ by in rounding. 8 bits move a score by up to 0.03, bfloat16 by 0.011."""
 
 
 class Scorer(Protocol):
@@ -88,15 +88,19 @@ class FirstViewJudge:
     def __init__(self, first: Scorer, full: Scorer) -> None:
         calibration = full.calibration
         if calibration is None or first.calibration != calibration:
-            msg = "--first-view is of another model: its threshold or its normal scores are others than MODEL's."
+            msg = (
+                "--first-view is of another model: its threshold or its normal scores are others than MODEL's. If one "
+                "of them was calibrated anew, calibrate the checkpoint instead (`anomalib-defend threshold model.ckpt "
+                "--calibrate FOLDER`), and export both from what that writes."
+            )
             raise ValueError(msg)
         if getattr(first, "size", None) != getattr(full, "size", None):
             msg = "--first-view is of another model: it takes images of another size than MODEL."
             raise ValueError(msg)
         self.prepare, self.batch_size, self.parallel = full.prepare, first.batch_size, full.parallel
         self._first, self._full = Judge(first), Judge(full)
-        self._margin = MARGIN * abs(calibration.image.scale)
-        self._limit = min(calibration.label_threshold, calibration.image.threshold) - self._margin
+        self._scaled = calibration.image.scaled
+        self._limit = min(float(self._scaled(calibration.label_threshold)), 0.5) - MARGIN
 
     def entries(self, paths: Sequence[str], images: Sequence[Tensor]) -> list[Entry]:
         """The rows of images that could be read; called in any thread.
@@ -107,12 +111,12 @@ class FirstViewJudge:
         bounds = [entry.row for entry in self._first.entries(paths, images)]
         entries = [Entry(row, upper_bound=True) for row in bounds]
         # a score that is no number is compared with none
-        left = [index for index, row in enumerate(bounds) if not _raw(row) <= self._limit]
+        left = [index for index, row in enumerate(bounds) if not self._scaled(_raw(row)) <= self._limit]
         if left:
             for index, entry in zip(
                 left, self._full.entries([paths[i] for i in left], [images[i] for i in left]), strict=True
             ):
-                if _raw(entry.row) > _raw(bounds[index]) + self._margin:
+                if self._scaled(_raw(entry.row)) > self._scaled(_raw(bounds[index])) + MARGIN:
                     msg = (
                         f"--first-view is not the first view of MODEL: {paths[index]!r} has the score "
                         f"{_raw(bounds[index]):g} there, and {_raw(entry.row):g} with all views, which is never higher."

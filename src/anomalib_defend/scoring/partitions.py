@@ -33,6 +33,11 @@ _RUN = "_run.json"
 _SUFFIX = ".parquet"
 
 
+def _size(before: int) -> int:
+    """Images of a partition with ``before`` ones before it; the last one may have fewer."""
+    return min(MOST, max(LEAST, before // 1000))
+
+
 class Partitions:
     """The folder of a run, on any file system.
 
@@ -69,7 +74,7 @@ class Partitions:
         """Write the lists, and return how many partitions and images there are."""
         remaining, partitions, images = iter(paths), 0, 0
         self._system.create_dir(f"{self._root}/_images", recursive=True)
-        while group := list(islice(remaining, min(MOST, max(LEAST, images // 1000)))):
+        while group := list(islice(remaining, _size(images))):
             with self._whole(self._list(partitions)) as file:
                 file.write(b"".join(os.fsencode(path) + b"\0" for path in group))
             partitions, images = partitions + 1, images + len(group)
@@ -84,6 +89,20 @@ class Partitions:
         """The numbers of the partitions that are not scored yet."""
         names = self._names()
         return [number for number in range(partitions) if f"{number:08d}{_SUFFIX}" not in names]
+
+    def count_images(self, missing: Sequence[int], partitions: int, images: int) -> int:
+        """How many images some partitions have.
+
+        Args:
+            missing: Their numbers.
+            partitions: How many there are.
+            images: How many images all have.
+        """
+        starts = [0]
+        for _ in range(partitions - 1):
+            starts.append(starts[-1] + _size(starts[-1]))
+        ends = [*starts[1:], images]
+        return sum(ends[number] - starts[number] for number in missing)
 
     def has(self, number: int) -> bool:
         """Whether a partition is scored."""

@@ -83,6 +83,7 @@ def score(
         "table": to_text(out.name),
         "model": digest(opened.path),
         "paths": paths_of(paths),
+        "working_directory": to_text(str(Path.cwd())) if inputs.has_list else None,
         **shares,
         "hint": hint,
         "maps": None if maps is None else to_text(str(maps.absolute())),
