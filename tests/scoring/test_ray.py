@@ -16,7 +16,7 @@ import forked
 from anomalib_defend.commands import main
 from anomalib_defend.decision import select
 from anomalib_defend.decision.table import COLUMNS
-from anomalib_defend.scoring import cluster, exported, partitions
+from anomalib_defend.scoring import cluster, exported, partitions, remote
 from anomalib_defend.scoring.cluster import score_on_ray
 from anomalib_defend.scoring.inputs import Inputs
 from anomalib_defend.scoring.models import Model
@@ -228,6 +228,34 @@ def test_addresses_are_files_of_any_file_system(dn2, folder, read, ray, tmp_path
     monkeypatch.setitem(sys.modules, "pyarrow.fs", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'anomalib-defend\[parquet\]'"):
         Inputs(["gs://bucket/images"])
+
+
+def test_addresses_with_options_and_folders_that_cannot_be_listed(images, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    class Store:
+        """A bucket that is a folder of this machine."""
+
+        def get_file_info(self, what: Any) -> Any:
+            if getattr(what, "base_dir", "").endswith("locked"):
+                raise PermissionError(13, "Access Denied")
+            return local.get_file_info(what)
+
+    def file_system(root: str, options: str) -> Any:
+        asked.append((root, options))
+        return Store(), str(tmp_path)
+
+    local, options = remote._file_system("file://", "")[0], "?region=eu-central-1&endpoint_override=localhost:9000"
+    monkeypatch.setattr(remote, "_file_system", file_system)
+    (tmp_path / "images" / "locked").mkdir()
+    (tmp_path / "images" / "why?.png").touch()
+    found = list(Inputs([f"s3://bucket/images/{options}"]))
+    assert found[:1] == [f"s3://bucket/images/000.jpg{options}"]
+    assert found[-2:] == [f"s3://bucket/images/{name}{options}" for name in ("why?.png", "locked")]
+    assert set(asked) == {("s3://bucket", options)}
+    assert remote.located(found[0])[1] == images[0]
+    assert remote.located("s3://bucket/why?.png")[1] == f"{tmp_path}/why?.png"
+    assert asked[-1] == ("s3://bucket", "")
 
 
 def test_boxes_of_addresses(objects, images, tmp_path) -> None:

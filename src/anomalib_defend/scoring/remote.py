@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+://[^/]*)/?(.*)", re.DOTALL)
+# what pyarrow takes from the end of an S3 or GCS address; any other question mark is one of a file's name
+_OPTIONS = re.compile(
+    r"\?(?:(?:region|scheme|endpoint_override|allow_bucket_creation|force_virtual_addressing|tls_ca_file_path|anonymous"
+    r"|project_id|retry_limit_seconds)=[^&]*(?:&|\Z))+\Z"
+)
 
 
 def is_address(path: str) -> bool:
@@ -28,24 +33,31 @@ def located(where: str) -> tuple[Any, str]:
         ModuleNotFoundError: If pyarrow is not installed.
         ValueError: If pyarrow knows no such file system.
     """
-    found = _ADDRESS.match(where)
+    plain, options = _split(where)
+    found = _ADDRESS.match(plain)
     if found is None:
-        return _file_system("file://")[0], str(Path(where).absolute())
-    system, base = _file_system(found[1])
+        return _file_system("file://", "")[0], str(Path(where).absolute())
+    system, base = _file_system(found[1], options)
     return system, f"{base.rstrip('/')}/{found[2]}".rstrip("/") or "/"
 
 
+def _split(where: str) -> tuple[str, str]:
+    """An address and its options, such as ``?region=eu-central-1``."""
+    found = _OPTIONS.search(where) if is_address(where) else None
+    return (where, "") if found is None else (where[: found.start()], found[0])
+
+
 @functools.cache  # a connection each
-def _file_system(root: str) -> tuple[Any, str]:
+def _file_system(root: str, options: str) -> tuple[Any, str]:
     try:
         from pyarrow.fs import FileSystem  # noqa: PLC0415 - optional extra
     except ModuleNotFoundError as error:
         msg = f"{root} needs pyarrow: pip install 'anomalib-defend[parquet]'."
         raise ModuleNotFoundError(msg, name=error.name) from error
     try:
-        return FileSystem.from_uri(f"{root}/")
+        return FileSystem.from_uri(f"{root}/{options}")
     except (ValueError, OSError) as error:  # pyarrow's own are these
-        msg = f"{root} cannot be opened ({error}): give an address that pyarrow.fs.FileSystem.from_uri takes."
+        msg = f"{root}{options} cannot be opened ({error}): give an address that pyarrow.fs.FileSystem.from_uri takes."
         raise ValueError(msg) from error
 
 
@@ -78,6 +90,8 @@ def check(address: str) -> None:
 def list_images(address: str, other_formats: Counter[str]) -> Iterator[str]:
     """Yield the address of a file, or those of the images in a folder, then in the folders below, sorted by name.
 
+    Of a folder below that cannot be listed its own address comes last, since that is an error of one input.
+
     Args:
         address: Of a file or folder.
         other_formats: Counts images in formats that anomalib does not read.
@@ -88,16 +102,23 @@ def list_images(address: str, other_formats: Counter[str]) -> Iterator[str]:
     if system.get_file_info(path).type == FileType.File:
         yield address
         return
-    folders = [address.rstrip("/")]
+    plain, options = _split(address)
+    folders, failed = [plain.rstrip("/")], []
     while folders:
         folder = folders.pop()
-        found = sorted(system.get_file_info(FileSelector(located(folder)[1])), key=lambda info: info.base_name)
+        try:
+            infos = system.get_file_info(FileSelector(located(f"{folder}{options}")[1]))
+        except OSError:
+            failed.append(folder)
+            continue
+        found = sorted(infos, key=lambda info: info.base_name)
         below = []
         for info in found:
             if info.type == FileType.Directory and not is_hidden(info.base_name):
                 below.append(f"{folder}/{info.base_name}")
             elif info.type == FileType.File and is_image(info.base_name):
-                yield f"{folder}/{info.base_name}"
+                yield f"{folder}/{info.base_name}{options}"
             elif info.type == FileType.File and is_other_format(info.base_name):
                 other_formats[Path(info.base_name).suffix.lower()] += 1
         folders += reversed(below)
+    yield from (f"{folder}{options}" for folder in failed)
