@@ -10,11 +10,13 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_defend import ObjectPrototypes, SemanticVOC
+from anomalib_defend.example.encoder import WEIGHTS
 from anomalib_defend.example.scenes import write_voc
 from comparisons import make_scores, write_results
 from encoders import MINIATURE
@@ -39,6 +41,28 @@ def program(monkeypatch, tmp_path, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+def tables(printed):
+    """The tables by the first cell of their heads: of each row its first cell, and the others."""
+    found, rows = {}, None
+    for line in printed.splitlines():
+        if not line.startswith("|"):
+            rows = None
+        elif set(line) <= set("|-: "):
+            continue
+        else:
+            first, *others = (cell.strip() for cell in line.strip("|").split("|"))
+            if rows is None:
+                rows = found.setdefault(first, {})
+            else:
+                rows[first] = others
+    return found
+
+
+def cells(printed, head):
+    """The rows of the table that begins with ``head``."""
+    return tables(printed)[head]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +100,24 @@ def test_scoring(program):
     pytest.importorskip("openvino")
     printed = program("measurements.scoring", "--images", 8, BACKBONES=(MINIATURE,))
     for model in ("Defend", "DN2"):
-        assert f"| {model}, {MINIATURE} |" in printed
-    assert printed.count("| anomalib-defend score |") == 2
+        found = cells(printed, f"{model}, {MINIATURE}")
+        assert list(found)[:3] == ["loop over OpenVINOInferencer", "anomalib predict (torch)", "anomalib-defend score"]
+        speed, times, share = (np.array([float(values[index]) for values in found.values()]) for index in range(3))
+        assert min(speed) > 0
+        np.testing.assert_allclose(times, speed / speed[0], rtol=0.02)
+        np.testing.assert_allclose(share, speed / speed[-1], rtol=0.02)  # the last is the bound
+
+
+@pytest.mark.slow
+def test_the_first_view_first(program, tmp_path):
+    pytest.importorskip("openvino")
+    FEW_SCENES(tmp_path / "voc")
+    arguments = ["--voc", tmp_path / "voc", "--weights", WEIGHTS, "--categories", "three", "--images", 20]
+    (values,) = cells(program("measurements.scoring", *arguments, BACKBONES=(ENCODER,)), "category").values()
+    images, decided, cost, same = values
+    assert (images, same) == ("20", "True")
+    assert 0 <= float(decided) <= 1
+    assert float(cost) > 0
 
 
 @pytest.mark.slow
@@ -101,6 +141,14 @@ def test_picture_examples(program, tmp_path):
 def test_nodes(program):
     printed = program("measurements.nodes", "--models", "DN2", write_voc=FEW_SCENES)
     assert "Both nodes have the same bits." in printed
+    found = cells(printed, "DN2")
+    (images,) = (name.split()[3] for name in found if name.startswith("test: rows of"))
+    for name, values in found.items():
+        if name.startswith("test: rows") or name == "test: different ones":
+            assert values == [images, images]
+        else:  # labels that differ, caches that are left, and numbers, which the order of summation moves
+            assert float(values[1]) <= (0 if "labels" in name or "left" in name else 1e-4), name
+    assert {"memory", "calibration: normal scores", "threshold and scale", "test: raw scores"} <= set(found)
 
 
 @pytest.mark.slow
@@ -112,8 +160,10 @@ def test_cluster(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "| rows lost | 0 |" in done.stdout
-    assert "| rows twice | 0 |" in done.stdout
+    found = tables(done.stdout)[""]
+    for name in ("rows lost", "rows twice", "rows in another place", "labels that differ"):
+        assert found[name] == ["0"], name
+    assert float(found["largest difference of raw scores"][0]) < 1e-5
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forked
+from anomalib_defend.decision import Calibration, Level
 from anomalib_defend.decision.table import COLUMNS, Row, read_table
 from anomalib_defend.scoring import journal, run
 from anomalib_defend.scoring.finish import write_table
@@ -23,6 +25,8 @@ from anomalib_defend.scoring.images import UnusableImageError
 from anomalib_defend.scoring.journal import Entry, Journal
 from anomalib_defend.scoring.judges import Judge
 from anomalib_defend.scoring.pipeline import score_rows
+from anomalib_defend.scoring.sample import MOST, Sample
+from anomalib_defend.scoring.tally import Tally
 from miniatures import write_images
 
 SETTINGS = {"model": "a"}
@@ -74,6 +78,29 @@ def test_an_error_of_the_model_ends_the_run_and_its_threads() -> None:
     with pytest.raises(FloatingPointError, match="weights"):
         list(score_rows(map(str, range(100)), Judge(Broken())))
     assert threading.active_count() == before
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path) -> None:
+    calibration = Calibration(0.05, Level(1.0, 0.5, 0.5, tuple(np.linspace(0, 1, 99).tolist())))
+
+    def peak(count: int) -> int:
+        """Of writing so many rows, of going on after them, and of reading them."""
+        tally, sample = Tally(calibration), Sample()
+        tracemalloc.start()
+        with Journal(tmp_path / f"{count}.csv", SETTINGS) as begun:
+            assert not list(begun.resume(iter(())))
+            for batch in range(count // 10):
+                begun.append(Entry(Row(f"{batch * 10 + index:09d}", 0.5, p_value=0.5)) for index in range(10))
+        with Journal(tmp_path / f"{count}.csv", SETTINGS) as begun:
+            for entry in begun.resume(f"{index:09d}" for index in range(count)):
+                tally.add(entry)
+                sample.add(entry)
+            assert sum(1 for _ in begun.read()) == tally.images == count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(5 * MOST) < 1.2 * peak(MOST)
 
 
 def begin(out: Path, paths: list[str]) -> list[Entry]:
