@@ -20,7 +20,7 @@ FENCE = re.compile(rf"{MARK}(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)\n(
 PROGRAMS = "anomalib-defend|python -m|python tests|pytest|make|pip install|pip wheel"
 INLINE = re.compile(rf"`((?:[A-Z_]+=\S+ )?(?:{PROGRAMS}) [^`\n]+|anomalib \w+ --\w+\.help \w+)`")
 COMMENT = re.compile(r"^# (?:  )?((?:anomalib|anomalib-defend|python) (?:.*\\\n#)*.*)", re.MULTILINE)
-NEEDS = {"gpu", "download"}
+NEEDS = {"gpu", "download", "machines"}
 
 
 class Block(NamedTuple):

@@ -2,7 +2,7 @@
 
 Those that a story of `test_stories.py` runs are left out.
 That finds a wrong word also in a command that is marked, in the line before its block, as one that no test can run:
-``<!-- needs: gpu -->`` or ``<!-- needs: download -->``. `test_every_command.py` holds that all others are run. A
+``<!-- needs: gpu -->``, ``download`` or ``machines``. `test_every_command.py` holds that all others are run. A
 command of a program that no parser is known of has to be marked.
 """
 

@@ -1,4 +1,4 @@
-"""Every command of the documents is run by a test, or is marked as one that needs a GPU or a download."""
+"""Every command of the documents is run by a test, or marked: it needs a GPU, a download or several machines."""
 
 import pytest
 from run_by import RUN_BY, begins, is_called, run_by
