@@ -63,7 +63,8 @@ def measure(backbone: str, options: Options, folder: Path) -> tuple[str, dict[st
 
     times = alternate({"score": score, **floor.calls}, options.repeats, options.clock)
     whole = median(times["score"])
-    spent = {kind: median(counts[kind] for counts in kinds[1:]) for kind in kinds[0]}
+    runs = list(zip(kinds[1:], times["score"], strict=True))  # the first one is not measured
+    spent = {kind: whole * median(counts[kind] / seconds for counts, seconds in runs) for kind in kinds[0]}
     encoders = [products(vit) for vit in (network.teacher, network.student)]
     flop = {kind: options.batch * sum(encoder[kind] for encoder in encoders) for kind in encoders[0]}
     rows: list[dict[str, object]] = [

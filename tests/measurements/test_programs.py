@@ -69,7 +69,7 @@ def cells(printed, head):
     ("name", "arguments", "expected"),
     [
         ("measurements.billion", "--rate 19.7 --share 0.94", "| 4096 |"),
-        ("measurements.reproduction", "--files voc", "| `voc` | 840 |"),
+        ("measurements.reproduction", "--files voc", "| `voc` | 1,320 |"),
         ("measurements.reliability.thresholds", "--repetitions 3 --validation 19", "| 19 | any (theory) | 0.050 |"),
     ],
 )

@@ -186,9 +186,11 @@ def scorer(dn2, request):
 
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 9), contrast=st.floats(0, 1))
 def test_in_float32_the_batch_changes_nothing_but_rounding(scorer, seed, count, contrast) -> None:
-    images = contrast * torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    images = list(contrast * torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)))
+    for image in images:
+        image.file_size = (32, 32)  # as `prepare` does
     together = scorer.score([""] * count, images)
-    alone = [scorer.score([""], image[None]) for image in images]
+    alone = [scorer.score([""], [image]) for image in images]
     raw = torch.cat([one.raw_score for one in alone])
     torch.testing.assert_close(together.raw_score, raw, rtol=0, atol=rounding(24))  # a distance of unit vectors
     near = Undecided.around(scorer.calibration, coarse=False)
