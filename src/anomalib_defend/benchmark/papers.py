@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.resources import files
 from typing import Any
 
@@ -43,6 +44,7 @@ def notes(table: str) -> list[str]:
     return found
 
 
+@functools.cache
 def _read() -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((files(__package__) / "papers.yaml").read_text())
     return content
