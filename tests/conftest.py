@@ -74,8 +74,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--dist loadfile``, a process for each file, and for each model of ``test_every_model.py``.
+    """With ``--dist loadfile``, a process for each file, each model of ``test_every_model.py``, and all of ``scoring``.
 
+    The files of ``scoring`` share a model's export, which takes longer than most of its tests.
     Marks do not do it: pytest 9.2 does not show xdist 3.8 the groups.
     """
     if config.getoption("dist") != "loadfile":
@@ -85,6 +86,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByModel(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file, _, test = nodeid.partition("::")
+            if file.startswith("tests/scoring/"):
+                return "tests/scoring"
             row = test.partition("[")[2].rstrip("]").partition("-")[0]  # what follows are other parameters
             return f"{file} {row}" if file.endswith("test_every_model.py") else file
 
