@@ -72,7 +72,7 @@ def export(model: nn.Module, folder: Path, suffix: str, half: bool = False) -> P
     return path
 
 
-def outputs(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+def outputs(path: Path, images: np.ndarray, hint: str | None = "f32") -> dict[str, np.ndarray]:
     if path.suffix == ".onnx":
         onnxruntime = pytest.importorskip("onnxruntime")
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -80,7 +80,7 @@ def outputs(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
             zip([item.name for item in session.get_outputs()], session.run(None, {"input": images}), strict=True)
         )
     openvino = pytest.importorskip("openvino")
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint} if hint else {})
     return {next(iter(key.get_names())): np.array(value) for key, value in compiled(images).items()}
 
 
@@ -150,7 +150,7 @@ def test_an_export_is_calibrated_in_its_own_arithmetic(tmp_path, images, suffix,
         atol=2e-3 if half else 1e-5,
     )
     labels = [
-        bool(outputs(new, torch.as_tensor(read_image(file, as_tensor=True))[None].numpy())["pred_label"].item())
+        bool(outputs(new, torch.as_tensor(read_image(file, as_tensor=True))[None].numpy(), None)["pred_label"].item())
         for file in sorted(images.iterdir())
     ]
     assert sum(labels) == 1  # floor(13 * 0.2) - 1 of the images themselves lie above
@@ -176,7 +176,8 @@ def test_an_export_of_8_bits_takes_a_threshold_of_its_own(tmp_path) -> None:
     level = Calibration.load(calibration_path(new)).image
     found = [outputs(new, torch.as_tensor(read_image(file, as_tensor=True))[None].numpy()) for file in images.iterdir()]
     scores = np.sort([each["pred_score"].item() for each in found])
-    np.testing.assert_allclose(scores, level.scaled(level.normal_scores), atol=1e-3)
+    # 8 bits: two graphs of it are fused in different ways, and a value at the edge of a step may take the next one
+    np.testing.assert_allclose(scores, level.scaled(level.normal_scores), atol=1e-2)
     novel = sum(bool(each["pred_label"].item()) for each in found)
     assert novel in {5, 6}  # floor(31 * 0.2) - 1 of the images themselves; rounding may add the one at the threshold
 
