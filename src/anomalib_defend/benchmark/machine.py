@@ -7,25 +7,33 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+_CPUINFO = Path("/proc/cpuinfo")
 _PACKAGES = ("torch", "timm", "anomalib", "openvino", "nncf")
 
 
 def has_bf16() -> bool:
     """Whether the processor multiplies in bfloat16: without, engines emulate it, slower than float32."""
-    return "bf16" in describe(1).partition(")")[0]
+    return any(unit.endswith("_bf16") for unit in _units(_cpuinfo()))
 
 
 def describe(threads: int) -> str:
     """One line: processor, cores, threads and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = _cpuinfo()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags.split()]
     return (
-        f"{names[0] if names else platform.processor()} ({', '.join(units)}), {len(names)} cores, {threads} threads; "
+        f"{names[0] if names else platform.processor()} ({', '.join(_units(lines))}), {len(names)} cores, "
+        f"{threads} threads; "
         f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
     )
+
+
+def _cpuinfo() -> list[str]:
+    return _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+
+
+def _units(lines: list[str]) -> list[str]:
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
 
 
 def _version(name: str) -> str:
