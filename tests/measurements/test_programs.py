@@ -113,11 +113,27 @@ def test_the_first_view_first(program, tmp_path):
     pytest.importorskip("openvino")
     FEW_SCENES(tmp_path / "voc")
     arguments = ["--voc", tmp_path / "voc", "--weights", WEIGHTS, "--categories", "three", "--images", 20]
-    (values,) = cells(program("measurements.scoring", *arguments, BACKBONES=(ENCODER,)), "category").values()
-    images, decided, cost, same = values
-    assert (images, same) == ("20", "True")
-    assert 0 <= float(decided) <= 1
-    assert float(cost) > 0
+    printed = program("measurements.scoring", *arguments, BACKBONES=(ENCODER,))
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| three")]
+    assert [(precision, count) for _, precision, count, *_ in rows] == [("f32", "20"), ("OpenVINO's own", "20")]
+    for _, _, _, decided, passes, cost, _ in rows:
+        assert 0 <= float(decided) <= 1
+        assert float(passes) == pytest.approx(0.2 + 1 - float(decided), abs=0.01)  # of five views
+        assert float(cost) > 0
+    assert rows[0][-1] == "0"  # in float32 the labels are those of all views
+
+
+@pytest.mark.slow
+def test_batches(program, voc, tmp_path):
+    pytest.importorskip("openvino")
+    model = ObjectPrototypes(ENCODER, weights=WEIGHTS, image_size=32, visualizer=False)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    engine.fit(model, datamodule=SemanticVOC(voc, category="dog", num_workers=0))
+    printed = program("measurements.batches", voc / "JPEGImages", engine.best_model_path, "--images", 9)
+    _, _, single, *coarse = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    assert single[:2] == ["ObjectPrototypes", "f32"]
+    assert float(single[2]) < 1e-5
+    assert all(values[-1] == "0" for values in (single, *coarse))  # labels that change are counted as undecided
 
 
 @pytest.mark.slow

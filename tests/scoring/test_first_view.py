@@ -115,8 +115,9 @@ def exports(objects, tmp_path_factory) -> tuple[Path, Path]:
 def test_a_model_and_its_first_view(request, objects, tmp_path, rows, kind, capsys) -> None:
     full, first = request.getfixturevalue("exports") if kind == "export" else (objects.checkpoint, objects.checkpoint)
     write_images(tmp_path / "images", 40)
-    expected = rows(full, tmp_path / "images", out="full.csv", target_fpr=0.3)
-    found = rows(full, tmp_path / "images", first_view=first, target_fpr=0.3)
+    options = {"target_fpr": 0.3, **({"hint": "f32"} if kind == "export" else {})}
+    expected = rows(full, tmp_path / "images", out="full.csv", **options)
+    found = rows(full, tmp_path / "images", first_view=first, **options)
     assert [row.label for row in found] == [row.label for row in expected]
     bounds = [line.rpartition(",")[2] for line in (tmp_path / "out.csv").read_text().splitlines()]
     assert bounds[0] == "upper_bound"

@@ -17,7 +17,7 @@ from anomalib_defend.decision.conformal import p_values
 from anomalib_defend.decision.models import open_model
 from anomalib_defend.files.names import from_text
 from anomalib_defend.post_processing.description import description_path
-from anomalib_defend.scoring import exported
+from anomalib_defend.scoring import exported, resizes
 from anomalib_defend.scoring.checkpoint import CheckpointScorer
 from anomalib_defend.scoring.images import opened
 from anomalib_defend.scoring.undecided import Undecided
@@ -59,8 +59,8 @@ def test_scores_are_those_of_the_inferencer(dn2, images, rows, tmp_path, monkeyp
 
 def test_a_model_whose_resize_is_another_resizes_by_itself(dn2, images, rows, monkeypatch) -> None:
     expected = rows(dn2.export, *images, out="fast.csv", hint="f32")
-    resized = exported._resized
-    monkeypatch.setattr(exported, "_resized", lambda image, size: resized(image, size).flip(-1))
+    resized = resizes.resized
+    monkeypatch.setattr(resizes, "resized", lambda image, size: resized(image, size).flip(-1))
     shapes = []
     prepare = exported.ExportedScorer.prepare
     monkeypatch.setattr(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import queue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from anomalib.data import ImageBatch
-from torchvision.transforms.v2 import functional as F
 
 from anomalib_defend.data.workers import usable_cores
 from anomalib_defend.decision.conformal import p_values
 from anomalib_defend.decision.exports import OpenVINOGraph, write
 
 from .images import read
+from .resizes import resized, size_without_resize, without_resizes
+from .runtime import compiled, core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,24 +25,17 @@ if TYPE_CHECKING:
     from anomalib_defend.decision.calibration import Calibration
     from anomalib_defend.decision.models import Export
 
+    from .resizes import Size
+
 BATCH = 8  # from here on, a larger batch saves less than the noise of a measurement
 MAPS = {"anomaly_map", "pred_mask"}
-SAME = 1e-4  # of scores in float32: another resize makes a hundred times as much
-
-
-@functools.cache
-def _core() -> Any:
-    """One for all models: the end of each of several may end the process (OpenVINO 2026.4)."""
-    import openvino  # noqa: PLC0415 - optional extra
-
-    return openvino.Core()
 
 
 class ExportedScorer:
     """Scores batches, several at a time, each on one core.
 
-    Images are resized as the engine does before the model sees them, where that changes no score: the model's own
-    resize is two products of dense matrices, five times as much work, and images of one size can share a batch.
+    Images are resized as the engine does before the model sees them, where that changes no score, and the model's own
+    resize is left out: it is two products of dense matrices, much more work, and images of one size can share a batch.
 
     Args:
         export: The model.
@@ -68,29 +61,32 @@ class ExportedScorer:
         for output in list(model.outputs):
             if not maps and output.get_names() & MAPS:
                 model.remove_result(output.get_node())
-        self.size = _size_without_resize(model)
+        self.size = size_without_resize(model)
+        self._inner: Size | None = None  # to which images are resized again, where the whole of them is seen smaller
         self.batch_size = 1 if self.size is None else BATCH
         if self.size is not None:
-            model.reshape([-1, 3, *self.size])
+            model, self._inner = without_resizes(model, self.size, same_size=maps)
+            model.reshape([-1, 3, *(self._inner or self.size)])
         self._names = [next(iter(output.get_names()), "") for output in model.outputs[:-1]]
         # pinned threads begin with the first core, and those of the next process of this machine do so, too
         streams = {"NUM_STREAMS": str(parallel), "ENABLE_CPU_PINNING": parallel >= usable_cores()}
-        compiled = _compiled(model, hint, INFERENCE_NUM_THREADS=parallel, **streams)
+        network = compiled(model, hint, INFERENCE_NUM_THREADS=parallel, **streams)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(parallel):
-            self._requests.put(compiled.create_infer_request())
+            self._requests.put(network.create_infer_request())
 
     def prepare(self, path: str) -> Tensor:
         """Read an image, and resize it."""
         image = read(path)
-        return image if self.size is None else F.resize(image, list(self.size), antialias=True)
+        return image if self.size is None else resized(image, self.size)
 
     def score(self, paths: Sequence[str], images: Sequence[Tensor]) -> ImageBatch:
         """Score a batch; it waits where all requests are in use."""
         batch = torch.stack(list(images))
         request = self._requests.get()
         try:
-            request.start_async({0: batch.numpy()}, share_inputs=True)
+            pixels = batch if self._inner is None else resized(batch, self._inner)
+            request.start_async({0: pixels.numpy()}, share_inputs=True)
             request.wait()
             *found, raw = [torch.from_numpy(np.array(tensor.data)) for tensor in request.output_tensors]
         finally:
@@ -109,52 +105,7 @@ class ExportedScorer:
 
 def is_coarse(export: Export, hint: str | None) -> bool:
     """Whether a model's arithmetic has fewer bits than float32, on this machine."""
-    precision = hint or _core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    precision = hint or core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
     graph = export.graph
     assert isinstance(graph, OpenVINOGraph)  # noqa: S101 - it is a .xml
     return precision != "f32" or any(graph.kind(node) == "FakeQuantize" for node in graph.model.get_ops())
-
-
-def _compiled(model: Any, hint: str | None, **options: Any) -> Any:
-    precision = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
-    try:
-        return _core().compile_model(model, "CPU", {**precision, **options})
-    except RuntimeError as error:
-        if "INFERENCE_PRECISION_HINT" not in str(error):
-            raise
-        told = str(error).strip().splitlines()[-1]
-        msg = f"--hint {hint} is no precision of OpenVINO's ({told}): give f32 or bf16, or leave it out."
-        raise ValueError(msg) from error
-
-
-def _size_without_resize(model: Any) -> tuple[int, int] | None:
-    """Height and width of images for which the model's own resize changes nothing, if resizing to it first is the same.
-
-    It is looked for in the graph, and tried: on a random image both ways have to give the same score.
-    """
-    own = model.input(0).get_partial_shape()
-    if all(own[axis].is_static for axis in (2, 3)):
-        return own[2].get_length(), own[3].get_length()
-    size = next(filter(None, map(_static_size, model.get_ordered_ops())), None)
-    if size is None:
-        return None
-    image = torch.rand(1, 3, 2 * size[0] + 5, size[1] // 2 + 3, generator=torch.Generator().manual_seed(0))
-    compiled = _compiled(model, "f32")
-    raw = [compiled(each.numpy())[len(model.outputs) - 1].item() for each in (image, _resized(image, size))]
-    return size if abs(raw[0] - raw[1]) <= SAME * max(1.0, abs(raw[0])) else None
-
-
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.resize(image, list(size), antialias=True)
-
-
-def _static_size(node: Any) -> tuple[int, int] | None:
-    """Height and width of an operation's output, if it is images of one size."""
-    if node.get_output_size() != 1:
-        return None
-    shape = node.get_output_partial_shape(0)
-    if shape.rank.is_dynamic or len(shape) != 4 or not shape[0].is_dynamic or shape[1].is_dynamic:
-        return None
-    if shape[1].get_length() != 3 or shape[2].is_dynamic or shape[3].is_dynamic:
-        return None
-    return shape[2].get_length(), shape[3].get_length()

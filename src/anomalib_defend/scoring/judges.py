@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from anomalib_defend.decision.calibration import Calibration
 
 MARGIN = 0.07
-"""Of scaled scores: what two models may differ by in rounding. 8 bits move a score by up to 0.03, bfloat16 by 0.011."""
+"""Of scaled scores: what two models may differ by in rounding, with fewer bits than float32 has.
+
+8 bits move a score by up to 0.03, bfloat16 by 0.012.
+"""
+FLOAT32_MARGIN = 1e-3
+"""The same in float32, where 1e-5 is the most that was seen."""
 
 
 class Scorer(Protocol):
@@ -80,12 +85,13 @@ class FirstViewJudge:
     Args:
         first: The model of the first view alone.
         full: The model of all views.
+        margin: What two scaled scores may differ by in rounding.
 
     Raises:
         ValueError: If they have other thresholds, or take other images.
     """
 
-    def __init__(self, first: Scorer, full: Scorer) -> None:
+    def __init__(self, first: Scorer, full: Scorer, margin: float = MARGIN) -> None:
         calibration = full.calibration
         if calibration is None or first.calibration != calibration:
             msg = (
@@ -100,7 +106,8 @@ class FirstViewJudge:
         self.prepare, self.batch_size, self.parallel = full.prepare, first.batch_size, full.parallel
         self._first, self._full = Judge(first), Judge(full)
         self._scaled = calibration.image.scaled
-        self._limit = min(float(self._scaled(calibration.label_threshold)), 0.5) - MARGIN
+        self._limit = min(float(self._scaled(calibration.label_threshold)), 0.5) - margin
+        self._margin = margin
 
     def entries(self, paths: Sequence[str], images: Sequence[Tensor]) -> list[Entry]:
         """The rows of images that could be read; called in any thread.
@@ -116,7 +123,7 @@ class FirstViewJudge:
             for index, entry in zip(
                 left, self._full.entries([paths[i] for i in left], [images[i] for i in left]), strict=True
             ):
-                if self._scaled(_raw(entry.row)) > self._scaled(_raw(bounds[index])) + MARGIN:
+                if self._scaled(_raw(entry.row)) > self._scaled(_raw(bounds[index])) + self._margin:
                     msg = (
                         f"--first-view is not the first view of MODEL: {paths[index]!r} has the score "
                         f"{_raw(bounds[index]):g} there, and {_raw(entry.row):g} with all views, which is never higher."

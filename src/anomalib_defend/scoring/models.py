@@ -10,7 +10,7 @@ from anomalib_defend.decision.calibration import calibration_path
 from anomalib_defend.decision.models import Checkpoint, Export, open_model
 from anomalib_defend.files.names import to_text
 
-from .judges import FirstViewJudge, Judge
+from .judges import FLOAT32_MARGIN, MARGIN, FirstViewJudge, Judge
 
 if TYPE_CHECKING:
     from anomalib_defend.decision.calibration import Calibration
@@ -63,11 +63,14 @@ class Model:
     @property
     def coarse(self) -> bool:
         """Whether it computes with fewer bits than float32 has: bf16, on this machine, or activations of 8 bits."""
-        if not isinstance(self._opened, Export) or self.path.suffix != ".xml":
+        return self._is_coarse(self._opened)
+
+    def _is_coarse(self, opened: Checkpoint | Export) -> bool:
+        if not isinstance(opened, Export) or opened.path.suffix != ".xml":
             return False
         from .exported import is_coarse  # noqa: PLC0415 - optional extra
 
-        return is_coarse(self._opened, self._hint)
+        return is_coarse(opened, self._hint)
 
     def content(self) -> dict[str, Any]:
         """Plain data for a run's description."""
@@ -91,7 +94,8 @@ class Model:
         """What makes the rows of images, with the first view alone where that decides."""
         assert self._first is not None  # noqa: S101 - it is asked for where there is one
         first = self._scorer(self._first, self._calibration(self._first), maps=False, views="whole")
-        return FirstViewJudge(first, self._scorer(self._opened, self.calibration, maps=False))
+        full = self._scorer(self._opened, self.calibration, maps=False)
+        return FirstViewJudge(first, full, MARGIN if self.coarse or self._is_coarse(self._first) else FLOAT32_MARGIN)
 
     def _calibration(self, opened: Checkpoint | Export) -> Calibration:
         calibration = opened.calibration()
