@@ -30,6 +30,7 @@ RUN_BY = {  # the first words of commands, without an interpreter's path -> what
     "anomalib-defend benchmark": "tests/benchmark/test_run.py",
     "anomalib-defend benchmark report": "tests/benchmark/test_report.py",
     "anomalib-defend benchmark run defend_looks": DOWNLOAD,
+    "anomalib-defend benchmark run defend_rate": DOWNLOAD,
     "anomalib-defend benchmark run objects": DOWNLOAD,
     "anomalib-defend benchmark run photographs": DOWNLOAD,
     "anomalib-defend benchmark run reduced": DOWNLOAD,
