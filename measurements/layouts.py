@@ -13,7 +13,7 @@ mean gain over the groups is less than 0.003 below the best are equal. Of them t
 for an image that is scored is chosen, then with the fewest for a training image, then the one with the best mean.
 
 All cells of a data set are tested on the same images, at most 500 and evenly spaced, and each file and view is encoded
-once. About a quarter of an hour on one core with AMX.
+once. Some 20 minutes of one core with AMX; the first line says how long it will be.
 """
 
 from __future__ import annotations

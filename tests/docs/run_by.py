@@ -44,6 +44,7 @@ RUN_BY = {  # the first words of commands, without an interpreter's path -> what
     "python -m measurements.coco_reading": "tests/data/test_coco.py",
     "python -m measurements.deployment": "tests/measurements/test_programs.py",
     "python -m measurements.export": "tests/example/test_defend_on_digits.py",
+    "python -m measurements.layouts": DOWNLOAD,
     "python -m measurements.nodes": "tests/measurements/test_programs.py",
     "python -m measurements.picture_examples": "tests/measurements/test_programs.py",
     "python -m measurements.pictures": "tests/visualization/test_picture_times.py",
