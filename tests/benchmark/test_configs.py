@@ -15,7 +15,7 @@ from anomalib_defend.benchmark.plan import ComparisonError
 from anomalib_defend.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
-OURS = ("reduced", "digits", "photographs", "objects", "defend_looks")  # those that the documentation shows
+OURS = ("reduced", "digits", "photographs", "objects", "defend_looks", "defend_rate")  # not the paper's
 COUNTS = {  # categories of each data set
     "CIFAR-10 uni-class": 10, "CIFAR-100 uni-class": 20, "Fashion-MNIST uni-class": 10, "CIFAR-10 splits": 4,
     "CIFAR-10 leave-one-out": 10, "Fashion-MNIST leave-one-out": 10, "MNIST leave-one-out": 10, "VOC uni-class": 20,
@@ -125,6 +125,16 @@ def test_the_reduced_set_is_the_issues():
         assert cell.model_settings["init_args"]["weights"] == "/w.pth"
         if cell.data.startswith("VOC"):
             assert cell.data_settings["init_args"]["root"] == "/data/voc"
+
+
+def test_settings_of_defend_are_selected_on_cells_that_no_table_shows():
+    names = ("reduced", "photographs", "defend_looks", "defend_rate")
+    cells = [cell for name in names for cell in load(find(name)).cells if "VOC" in cell.data_settings["class_path"]]
+    selected = [cell for cell in cells if cell.data == "VOC, selection"]
+    assert {cell.category for cell in selected} == {"dog+sheep", "cow+horse", "sheep", "cat+dog"}
+    assert {cell.seed for cell in selected} == {0}
+    shown = {cell.category for cell in cells if cell.model.startswith("Defend") and cell not in selected}
+    assert not shown & {cell.category for cell in selected}
 
 
 # ------------------------------------------------------------------------------------------------------ expansion

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_defend.nn.views import CENTRE, CORNERS, LAYOUTS, PART, WHOLE, cut, distance_map, needed_size, pixels
+from anomalib_defend.nn.views import LAYOUTS, PART, WHOLE, cut, distance_map, layouts, needed_size, pixels
 
 SIDES = st.integers(1, 3000)
 BOXES = LAYOUTS["whole+centre+corners"]
+_, CENTRE, *CORNERS = BOXES
 
 
 @given(height=SIDES, width=SIDES)
@@ -32,6 +33,14 @@ def test_layouts_begin_with_the_whole_image():
     assert all(boxes[0] == WHOLE for boxes in LAYOUTS.values())
     assert LAYOUTS["whole"] == (WHOLE,)
     assert [len(boxes) for boxes in LAYOUTS.values()] == [1, 2, 5, 6]
+
+
+def test_parts_of_another_size_by_hand():
+    found = layouts(0.5)
+    assert found.keys() == LAYOUTS.keys()
+    assert found["whole+centre"] == (WHOLE, (0.25, 0.25, 0.75, 0.75))
+    corners = ((0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 1.0, 0.5), (0.0, 0.5, 0.5, 1.0), (0.5, 0.5, 1.0, 1.0))
+    assert found["whole+corners"] == (WHOLE, *corners)
 
 
 @given(height=st.integers(16, 1000), width=st.integers(16, 1000))

@@ -19,24 +19,28 @@ Box: TypeAlias = tuple[float, float, float, float]
 Views = Literal["whole", "whole+centre", "whole+corners", "whole+centre+corners"]
 
 PART = 0.6  # of the sides: corners overlap by a fifth of the image, so that none cuts what lies in the middle
-_NEAR, _MIDDLE, _FAR = 0.0, (1 - PART) / 2, 1 - PART
-
-
-def _part(left: float, top: float) -> Box:
-    return left, top, left + PART, top + PART
-
-
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-CENTRE = _part(_MIDDLE, _MIDDLE)
-CORNERS = tuple(_part(left, top) for top in (_NEAR, _FAR) for left in (_NEAR, _FAR))
 
-LAYOUTS: dict[Views, tuple[Box, ...]] = {
-    "whole": (WHOLE,),
-    "whole+centre": (WHOLE, CENTRE),
-    "whole+corners": (WHOLE, *CORNERS),
-    "whole+centre+corners": (WHOLE, CENTRE, *CORNERS),
-}
-"""Boxes of the views, the whole image first."""
+
+def layouts(part: float) -> dict[Views, tuple[Box, ...]]:
+    """Boxes of each layout's views, the whole image first, whose parts have this share of the sides."""
+
+    def box(left: float, top: float) -> Box:
+        return left, top, left + part, top + part
+
+    near, middle, far = 0.0, (1 - part) / 2, 1 - part
+    centre = box(middle, middle)
+    corners = [box(left, top) for top in (near, far) for left in (near, far)]
+    return {
+        "whole": (WHOLE,),
+        "whole+centre": (WHOLE, centre),
+        "whole+corners": (WHOLE, *corners),
+        "whole+centre+corners": (WHOLE, centre, *corners),
+    }
+
+
+LAYOUTS = layouts(PART)
+"""Boxes of the models' layouts."""
 
 
 def needed_size(size: tuple[int, int], boxes: Sequence[Box]) -> tuple[int, int]:
