@@ -42,6 +42,7 @@ from anomalib_defend.nn.views import Views as Layout
 from anomalib_defend.scoring.exported import ExportedScorer, is_coarse
 from anomalib_defend.scoring.judges import FLOAT32_MARGIN, MARGIN, FirstViewJudge, Judge
 from anomalib_defend.scoring.pipeline import Judged, score_rows
+from anomalib_defend.scoring.undecided import Undecided
 
 from .ray_rate import ray_rate
 from .speed.networks import random_model, write_photographs
@@ -203,7 +204,9 @@ class Views(NamedTuple):
     cost: float
     """CPU time, as a share of that of all views."""
     other_labels: int
-    """Labels that are not those of all views."""
+    """Labels that are not those of all views: in bf16 a score depends on the batch."""
+    not_counted: int
+    """Those of them that `score` does not count as undecided."""
 
 
 def first_view(root: str, weights: str, category: str, folder: Path, count: int) -> list[Views]:
@@ -244,7 +247,9 @@ def compare_views(category: str, precision: str | None, full: Path, first: Path,
         for name, judged in judges.items():
             entries[name] = []
             costs[name].append(measured(partial(run_judge, judged, paths, entries[name]), len(paths)).cpu)
-    labels = zip(*([entry.row.label for entry in found] for found in entries.values()), strict=True)
+    undecided = Undecided.around(Export(full).calibration(), coarse=coarse)
+    pairs = zip(entries["full"], entries["first"], strict=True)
+    others = [one.row.raw_score for one, other in pairs if one.row.label != other.row.label]
     decided = sum(entry.upper_bound for entry in entries["first"]) / len(paths)
     views = len(LAYOUTS[VIEWS])
     return Views(
@@ -254,7 +259,8 @@ def compare_views(category: str, precision: str | None, full: Path, first: Path,
         decided,
         (1 + (1 - decided) * views) / views,
         min(costs["first"]) / min(costs["full"]),
-        sum(one != other for one, other in labels),
+        len(others),
+        len(others) - undecided.count(np.array(others)),
     )
 
 
