@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 FLOAT32 = 1e-5
 """What the order of sums may change of a score of size one, or as a share of a larger one, raw or scaled."""
-COARSE = 0.012
-"""With fewer bits, as a share: measured in bf16 on an Intel Xeon with AMX (docs/measurements.md, "Export")."""
+COARSE = 0.021
+"""With fewer bits, as a share: measured in bf16 on an Intel Xeon with AMX (docs/measurements.md, "Batches")."""
 
 
 class Undecided(NamedTuple):
