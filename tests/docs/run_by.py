@@ -55,6 +55,7 @@ RUN_BY = {  # the first words of commands, without an interpreter's path -> what
     "python -m measurements.reliability.soak": "tests/measurements/test_memory.py",
     "python -m measurements.reliability.thresholds": "tests/measurements/test_programs.py",
     "python -m measurements.reproduction": "tests/measurements/test_programs.py",
+    "python -m measurements.batches": "tests/measurements/test_programs.py",
     "python -m measurements.scoring": "tests/measurements/test_programs.py",
     "python -m measurements.scoring --voc": DOWNLOAD,
     "python -m measurements.screenshots": "tests/measurements/test_programs.py",

