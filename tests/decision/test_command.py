@@ -177,7 +177,9 @@ def test_an_export_of_8_bits_takes_a_threshold_of_its_own(tmp_path) -> None:
     found = [outputs(new, torch.as_tensor(read_image(file, as_tensor=True))[None].numpy()) for file in images.iterdir()]
     scores = np.sort([each["pred_score"].item() for each in found])
     # 8 bits: two graphs of it are fused in different ways, and a value at the edge of a step may take the next one
-    np.testing.assert_allclose(scores, level.scaled(level.normal_scores), atol=1e-2)
+    differences = np.abs(scores - level.scaled(level.normal_scores))
+    assert np.sort(differences)[-3] <= 1e-3  # all but two
+    assert differences.max() <= 5e-3
     novel = sum(bool(each["pred_label"].item()) for each in found)
     assert novel in {5, 6}  # floor(31 * 0.2) - 1 of the images themselves; rounding may add the one at the threshold
 
