@@ -3,7 +3,7 @@
 ``python -m measurements.side_by_side --weights FILE --voc VOC2012``
 
 The normal object is there, so each should be called normal; images made of two novel ones, beside them, should
-not. One model with all views: a layout takes the smallest of its own views' distances, and the threshold that its own
+not. One model with all views: a layout takes the smallest of its own views' scores, and the threshold that its own
 distances of the validation images set (``target_fpr`` 0.05). The halves are test images, cropped to squares.
 """
 
@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from anomalib.engine import Engine
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import center_crop, resize
@@ -21,6 +23,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from anomalib_defend import ObjectPrototypes, SemanticVOC
 from anomalib_defend.data import SemanticDataModule
 from anomalib_defend.decision.conformal import p_values
+from anomalib_defend.models.object_prototypes.torch_model import ObjectPrototypesModel
 from anomalib_defend.nn.views import LAYOUTS
 
 TARGET_FPR = 0.05
@@ -50,6 +53,12 @@ def joined(model: ObjectPrototypes, lefts: list[Tensor], rights: list[Tensor]) -
 def single(model: ObjectPrototypes, images: list[Tensor]) -> Tensor:
     """Distances [M, V] of images as they are."""
     return torch.cat([distances(model, image[None]) for image in images])
+
+
+def best(found: Tensor) -> NDArray[np.float32]:
+    """Scores [M] of images from their views' distances [M, V]."""
+    scores: NDArray[np.float32] = ObjectPrototypesModel.scores(found).amin(dim=1).numpy()
+    return scores
 
 
 def read(data: SemanticDataModule, label: int, first: int, number: int) -> list[Tensor]:
@@ -89,8 +98,8 @@ def main() -> None:
         boxes = list(LAYOUTS["whole+centre+corners"])
         for layout, chosen in LAYOUTS.items():
             views = [boxes.index(box) for box in chosen]
-            calibration = validation[:, views].amin(dim=1).numpy()
-            shares = [(p_values(kind[:, views].amin(dim=1).numpy(), calibration) > TARGET_FPR).mean() for kind in kinds]
+            calibration = best(validation[:, views])
+            shares = [(p_values(best(kind[:, views]), calibration) > TARGET_FPR).mean() for kind in kinds]
             print(f"| {category} | {layout} | {' | '.join(f'{share:.2f}' for share in shares)} |", flush=True)
 
 

@@ -71,6 +71,15 @@ def test_another_view_never_raises_the_score():
     assert (scores["whole+centre+corners"] < scores["whole"]).any()
 
 
+def test_the_whole_image_counts_as_much_as_the_best_view():
+    model = fitted_model()
+    batch, distances = model(IMAGES), model.distances(IMAGES).tolist()
+    for score, heat, (whole, *parts) in zip(batch.pred_score.tolist(), batch.anomaly_map, distances, strict=True):
+        assert score == pytest.approx((whole + min(whole, *parts)) / 2, rel=1e-6)
+        assert heat.min().item() == score
+        assert heat.max().item() <= whole
+
+
 def test_the_order_of_views_makes_no_difference():
     model = fitted_model()
     first, *others = model.boxes
@@ -121,9 +130,10 @@ def test_the_box_holds_the_pasted_object(digits):
 
 
 def test_views_find_what_the_whole_image_hides(digits):
-    _, _, distances = digits
+    model, _, distances = digits
     labels = [0] * 30 + [1] * 30
-    assert roc_auc_score(labels, distances.amin(dim=1)) > max(0.95, roc_auc_score(labels, distances[:, 0]))
+    scores = model.scores(distances).amin(dim=1)
+    assert roc_auc_score(labels, scores) > max(0.95, roc_auc_score(labels, distances[:, 0]))
 
 
 # ------------------------------------------------------------------------------------------------ runs and checkpoints

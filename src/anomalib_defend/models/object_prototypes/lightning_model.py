@@ -31,7 +31,8 @@ class ObjectPrototypes(NoveltyDetectorMixin, AnomalibModule):
 
     The prototypes are k-means centres of what the encoder makes of the whole training images (a ViT's [CLS], a CNN's
     pooled features). A new image is looked at as a whole and in parts, each as large as a whole image to the encoder;
-    its score is the smallest distance of them: the normal object may be anywhere. Nothing is trained.
+    its score is the mean of the whole's distance and the smallest one: the normal object may be anywhere. Nothing is
+    trained.
 
     Args:
         backbone: [main] Name of a timm encoder.
