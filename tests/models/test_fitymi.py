@@ -57,6 +57,11 @@ def state(model):
     return {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
+def learned(model):
+    """All but how many steps it took."""
+    return {name: value for name, value in state(model).items() if name != "trained_steps"}
+
+
 def assert_equal(first, second):
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name].nan_to_num(), second[name].nan_to_num())]
@@ -325,6 +330,54 @@ def test_fakes_are_used_again_as_long_as_nothing_that_makes_them_changes(
     make_engine().fit(other, datamodule=make_data())
     assert other.trained_steps[0] == 3
     assert len(caches(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"fid_window": (0.0, 1e9), "fid_every": 2}], ids=["steps", "window"])
+def test_a_fit_that_finds_its_fakes_has_the_bits_of_the_one_that_made_them(
+    make, make_data, make_engine, tmp_path, changes
+):
+    """Its classifier is trained in the epochs with the same numbers: order, crops, dropout and choice of fakes."""
+    first, second = make(**changes), make(**changes)
+    engine = make_engine()
+    engine.fit(first, datamodule=make_data())
+    expected = engine.test(first, datamodule=make_data())
+    again = make_engine()
+    again.fit(second, datamodule=make_data())
+    assert first.trained_steps[0] > second.trained_steps[0] == 0
+    assert_equal(learned(first), learned(second))
+    assert again.trainer.current_epoch == engine.trainer.current_epoch
+    assert again.test(second, datamodule=make_data()) == expected
+
+
+class Killed(Callback):
+    """Ends a training in the first step of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch:
+            raise KeyError
+
+
+def test_a_fit_killed_before_its_classifier_and_started_anew_has_the_same_bits(make, make_data, make_engine, tmp_path):
+    whole, model = make(fake_cache=str(tmp_path / "elsewhere")), make()
+    make_engine().fit(whole, datamodule=make_data())
+    with pytest.raises(KeyError):
+        make_engine(callbacks=[Killed(epoch=2)]).fit(make(), datamodule=make_data())
+    make_engine().fit(model, datamodule=make_data())
+    assert model.trained_steps.tolist() == [0, 6]
+    assert_equal(learned(model), learned(whole))
+
+
+def test_a_resumed_fit_that_found_its_fakes_has_the_same_bits(trained, make, make_data, make_engine, tmp_path):
+    _, whole, _ = trained
+    with pytest.raises(KeyError):
+        make_engine(callbacks=[Killed(epoch=3)]).fit(make(), datamodule=make_data())
+    model, newest = make(), max(tmp_path.rglob("model.ckpt"), key=lambda path: path.stat().st_mtime)
+    make_engine().fit(model, datamodule=make_data(), ckpt_path=newest)
+    assert model.trained_steps.tolist() == [0, 6]
+    assert_equal(learned(model), learned(whole))
 
 
 def test_a_changed_image_changes_the_key(tmp_path):

@@ -137,6 +137,23 @@ def test_a_skipped_stage_is_not_looked_at(data, make_engine):
     assert engine.trainer.current_epoch == 2
 
 
+def test_a_reused_stage_has_its_epochs_counted_but_not_trained(data, make_engine, monkeypatch, tmp_path):
+    """The next stage has the epochs, and so the random numbers, that it would have behind it; also resumed."""
+    monkeypatch.setattr(First, "reused", True)
+    every = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    model, engine, again = TwoStages(), make_engine(callbacks=[every], max_epochs=4), TwoStages()
+    engine.fit(model, datamodule=data)
+    assert model.model.events == [
+        *("first plan", "second plan", "second prepare 2"),
+        *named("second", "enter 2", *EPOCH, "complete", "end 2", *EPOCH, "complete", "end 3"),
+        *("first close", "second close"),
+    ]
+    assert engine.trainer.current_epoch == 4
+    make_engine().fit(again, datamodule=data, ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert not differing(state_of(model), state_of(again))
+    assert again.trained_steps.tolist() == [0, 4]
+
+
 def test_a_stage_that_ends_early_gives_its_epochs_back(data, make_engine):
     model, engine = TwoStages(first_epochs=3, first_steps=1), make_engine()
     engine.fit(model, datamodule=data)

@@ -63,6 +63,15 @@ class Stage:
         """Check what it needs, before the first epoch; return its number of epochs, at most."""
         return 1 if run.is_trial else self.arguments[self.length]
 
+    @property
+    def reused(self) -> bool:
+        """Whether what an earlier run has made stands in for it, as known once it is planned.
+
+        The epochs that it took are counted, but not trained again: those behind it keep their numbers, from which their
+        random numbers follow.
+        """
+        return False
+
     def prepare(self, run: Run, epochs: int) -> None:
         """Decide and announce what depends on its number of epochs, before the first one of the training."""
 

@@ -154,13 +154,15 @@ class StageRunner(Callback):
         if self._ended_after is not None:
             self._planned[self.index] = self._ended_after
         self._limit_epochs(trainer)
-        names = [f"{self.stages[index].name} {self._planned[index]}" for index in rest if self._planned[index]]
-        logger.info("Training %d epochs: %s.", loop.max_epochs, ", ".join(names))
+        trained = [index for index in rest if self._planned[index] and not self.stages[index].reused]
+        names = [f"{self.stages[index].name} {self._planned[index]}" for index in trained]
+        passed = self._pass_over_reused(trainer)
+        logger.info("Training %d epochs: %s.", loop.max_epochs - passed, ", ".join(names))
         start = self._first_epoch
         for index in rest:
             epochs = min(self._planned[index], loop.max_epochs - start)
             start += epochs
-            if epochs > 0:
+            if epochs > 0 and index in trained:
                 self.stages[index].prepare(run, epochs)
 
     def on_fit_end(self, trainer: Trainer, pl_module: AnomalibModule) -> None:
@@ -242,11 +244,22 @@ class StageRunner(Callback):
 
     def _advance(self, trainer: Trainer, epoch: int) -> None:
         """Move on to the next stage."""
-        if self._planned[self.index]:
+        if self._planned[self.index] and not self.stage.reused:
             self.stage.leave(self.run)
         self.index, self._first_epoch, self._ended_after = self.index + 1, epoch, None
         trainer.strategy.setup_optimizers(trainer)
         self._forget_metrics(trainer)
+
+    def _pass_over_reused(self, trainer: Trainer) -> int:
+        """Begin in the epoch in which the reused stages would have ended; return its number."""
+        progress, epoch = trainer.fit_loop.epoch_progress.current, 0
+        for stage, epochs in zip(self.stages, self._planned, strict=True):
+            if not stage.reused:
+                break
+            epoch += epochs
+        if epoch:
+            progress.ready = progress.started = progress.processed = progress.completed = epoch
+        return epoch
 
     @staticmethod
     def _forget_metrics(trainer: Trainer) -> None:

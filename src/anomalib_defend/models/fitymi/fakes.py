@@ -58,6 +58,14 @@ class FakeCache:
         return [self.folder / "images" / name for name in self.names]
 
     @property
+    def steps(self) -> int | None:
+        """Steps that the generator took, if the settings still say so."""
+        try:
+            return int(json.loads((self.folder / "settings.json").read_text(encoding="utf-8"))["steps"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    @property
     def complete(self) -> bool:
         """Whether every fake is there."""
         return self.folder.is_dir() and all(path.is_file() for path in self.paths)

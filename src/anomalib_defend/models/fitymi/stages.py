@@ -127,6 +127,7 @@ class GeneratorStage(Stage):
         self._steps = 0  # of the optimiser
         self._fid: float | None = None  # as last computed
         self._stopped = False
+        self._resumed = self._reused = False
         self._lengths: Lengths | None = None
         self._small = SmallImages(arguments["generator_size"])  # the normal images
         self._metric: FrechetInceptionDistance | None = None
@@ -143,18 +144,25 @@ class GeneratorStage(Stage):
         return self.model.generator
 
     def plan(self, run: Run) -> int:
-        """As many epochs as ``stop_step`` takes; none where the fakes are there already.
+        """As many epochs as ``stop_step`` takes, or as the fakes took that are there already.
 
         Raises:
             ImportError: If it has to be trained and `diffusers` is not installed.
         """
         self._lengths = lengths = Lengths.of(self.arguments, run)
-        if self._fakes.find(run) and not self._steps:
+        self._reused, steps = self._fakes.find(run) and not self._resumed, lengths.stop_step
+        if self._reused:
             logger.info("The fakes of %s are used again; there is no generator to train.", self._fakes.cache.folder)
             self.model.generator = None
-            return 0
-        require_diffusers()
-        return -(-lengths.stop_step // run.steps_per_epoch)
+            steps = self._fakes.cache.steps or steps
+        else:
+            require_diffusers()
+        return -(-steps // run.steps_per_epoch)
+
+    @property
+    def reused(self) -> bool:
+        """Where the fakes are there already."""
+        return self._reused
 
     def optimizers(self) -> Optimizers:
         """Adam, whose learning rate rises over the first 5,000 steps, at most a quarter of them."""
@@ -226,6 +234,7 @@ class GeneratorStage(Stage):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on."""
+        self._resumed = True
         self._steps, self._stopped, self._fid = state["steps"], state["stopped"], state["fid"]
         self._fakes.key = state["fakes"]
 
