@@ -94,7 +94,7 @@ def _differences(table: Table) -> Figure | None:
 
 def _cost(table: Table) -> Figure | None:
     """Training time against AUROC, one point for each model and data."""
-    figure = Figure(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     drawn = False
     for model in table.comparison.models:
@@ -106,7 +106,7 @@ def _cost(table: Table) -> Figure | None:
             axes.scatter(seconds, values, s=20, label=model)
     axes.set_xscale("log")
     axes.set_xlabel("training time (s)")
-    axes.set_ylabel("image AUROC, mean of the finished cells of each data set")
+    axes.set_ylabel("image AUROC, mean of a data set's finished cells")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3)
     return figure if drawn else None
