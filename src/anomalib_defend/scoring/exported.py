@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from anomalib_defend.data.workers import usable_cores
 from anomalib_defend.decision.conformal import p_values
 from anomalib_defend.decision.exports import OpenVINOGraph, write
 
-from .images import read
+from .images import UnusableImageError, read
 from .resizes import resized, size_without_resize, without_resizes
 from .runtime import compiled, core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from anomalib_defend.decision.calibration import Calibration
@@ -118,6 +120,32 @@ def is_coarse(export: Export, hint: str | None) -> bool:
     return precision(hint) != "f32" or _has(graph.model, "FakeQuantize") or _has_small_weights(graph.model)
 
 
+def rounding(export: Export, hint: str | None, paths: Sequence[str]) -> float:
+    """What the batch or the processor may change of raw scores, as measured: twice the largest difference from float32.
+
+    Each of two scores of an image may be that far from it. Of n images like a new one, the new one's difference is the
+    largest with a chance of 1 / (n + 1).
+
+    Args:
+        export: The model.
+        hint: OpenVINO's precision. In f32 there is nothing to compare with, and the result is 0.
+        paths: Images to measure it on; those that cannot be read are left out.
+    """
+    if precision(hint) == "f32":
+        return 0.0
+    exact, rounded = (ExportedScorer(export, None, each, maps=False, parallel=1) for each in ("f32", hint))
+    largest = 0.0
+    for start in range(0, len(paths), exact.batch_size):
+        images = []
+        for path in paths[start : start + exact.batch_size]:
+            with suppress(UnusableImageError):
+                images.append(exact.prepare(path))
+        expected = _raw_scores(exact, images, exact.batch_size)
+        for size in (1, rounded.batch_size):
+            largest = max(largest, np.abs(_raw_scores(rounded, images, size) - expected).max(initial=0.0))
+    return 2 * largest
+
+
 def weights_as_floats(model: Any) -> None:
     """Replace weights of 8 bits by what they stand for: bf16 multiplies those of 8 bits no faster.
 
@@ -138,3 +166,9 @@ def _has(model: Any, kind: str) -> bool:
 def _has_small_weights(model: Any) -> bool:
     constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
     return any(node.get_output_element_type(0).get_type_name() in {"u8", "i8"} for node in constants)
+
+
+def _raw_scores(scorer: ExportedScorer, images: Sequence[Tensor], size: int) -> NDArray[np.float64]:
+    """Raw scores [n] of images in batches."""
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    return np.array([score for part in parts for score in scorer.score([""] * len(part), part).raw_score.tolist()])
