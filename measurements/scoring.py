@@ -39,8 +39,9 @@ from anomalib_defend.decision.models import Export
 from anomalib_defend.models import DN2, ObjectPrototypes
 from anomalib_defend.nn.views import LAYOUTS
 from anomalib_defend.nn.views import Views as Layout
-from anomalib_defend.scoring.exported import ExportedScorer, is_coarse
-from anomalib_defend.scoring.judges import FLOAT32_MARGIN, MARGIN, FirstViewJudge, Judge
+from anomalib_defend.scoring.exported import ExportedScorer, is_coarse, rounding
+from anomalib_defend.scoring.judges import FirstViewJudge, Judge, margin
+from anomalib_defend.scoring.models import MEASURED
 from anomalib_defend.scoring.pipeline import Judged, score_rows
 from anomalib_defend.scoring.undecided import Undecided
 
@@ -239,7 +240,9 @@ def compare_views(category: str, precision: str | None, full: Path, first: Path,
         return ExportedScorer(Export(xml), Export(xml).calibration(), precision, maps=False, parallel=usable_cores())
 
     coarse = any(is_coarse(Export(xml), precision) for xml in (first, full))
-    judge = FirstViewJudge(scorer(first), scorer(full), MARGIN if coarse else FLOAT32_MARGIN)
+    calibration = Export(full).calibration()
+    largest = max(rounding(Export(xml), precision, [str(path) for path in paths[:MEASURED]]) for xml in (first, full))
+    judge = FirstViewJudge(scorer(first), scorer(full), margin(calibration, largest, coarse=coarse))
     judges: dict[str, Judged] = {"full": Judge(scorer(full)), "first": judge}
     costs: dict[str, list[float]] = {name: [] for name in judges}
     entries: dict[str, list[Any]] = {}
@@ -247,7 +250,7 @@ def compare_views(category: str, precision: str | None, full: Path, first: Path,
         for name, judged in judges.items():
             entries[name] = []
             costs[name].append(measured(partial(run_judge, judged, paths, entries[name]), len(paths)).cpu)
-    undecided = Undecided.around(Export(full).calibration(), coarse=coarse)
+    undecided = Undecided.around(calibration, coarse=coarse, rounding=largest)
     pairs = zip(entries["full"], entries["first"], strict=True)
     others = [one.row.raw_score for one, other in pairs if one.row.label != other.row.label]
     decided = sum(entry.upper_bound for entry in entries["first"]) / len(paths)

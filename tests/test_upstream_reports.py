@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from anomalib_defend.benchmark.machine import describe
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "upstream.md"
 # a fault's paragraph begins with its name, and ends where the next one or the next package begins
 REPORT = re.compile(r"^\*\*(.*?)\.\*\*(.*?)(?=^\*\*|^## |\Z)", re.DOTALL | re.MULTILINE)
@@ -30,6 +32,7 @@ NAMES = (
     "`anomalib benchmark` hides what went wrong",
     "64-bit integers are computed in 32 bits by the CPU plugin",
     "The cache of compiled models does not tell precision hints apart",
+    "Weights of 8 bits give wrong scores in bf16 with several streams",
     "Telemetry is sent without consent",
     "`BinaryAUROC` depends on the batches",
     "`fit` trains a model in evaluation mode",
@@ -65,6 +68,8 @@ def test_a_report_shows_its_fault(name, capsys, tmp_path, monkeypatch):
     (program,) = PROGRAM.findall(REPORTS[name])
     if "openvino" in program:
         pytest.importorskip("openvino")
+    if "bf16 with" in name and "amx_bf16" not in describe(1):
+        pytest.skip("the processor has no AMX")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, f"{DOCUMENT.name}: {name}", "exec"), {"__name__": "program"})  # noqa: S102
     expected = re.findall(r"# prints: (.*)", program)

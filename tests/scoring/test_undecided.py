@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anomalib_defend.decision import Calibration, Level
 from anomalib_defend.decision.table import Row
@@ -31,6 +33,18 @@ def test_a_score_that_rounding_moves_across_the_threshold_is_counted(coarse, sha
     assert counted.all()
     far = (np.abs(scaled - (1 - sensitivity)) > 1.1 * share) & (np.abs(raw - calibration.label_threshold) > 0.05)
     assert near.count(raw[far]) == 0
+
+
+@given(rounding=st.floats(0, 3), score=st.floats(-2, 5), moves=st.tuples(*2 * [st.floats(-1, 1)]))
+def test_what_was_measured_is_counted_by_whichever_score(rounding, score, moves) -> None:
+    calibration = Calibration(0.05, LEVEL)
+    near = Undecided.around(calibration, coarse=True, rounding=rounding)
+    scores = score + rounding / 2 * np.array(moves)
+    labels = scores > calibration.label_threshold
+    assert labels[0] == labels[1] or near.count(scores) == 2
+    assert near.low <= Undecided.around(calibration, coarse=True).low
+    exact = Undecided.around(calibration, coarse=False)
+    assert exact == Undecided.around(calibration, coarse=False, rounding=rounding)
 
 
 def test_a_tally_counts_labels_alone() -> None:

@@ -95,7 +95,8 @@ class OpenVINOGraph:
 
         model = self.with_raw_outputs(endings)
         first = len(self.model.outputs)
-        config = {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
+        # of weights of 8 bits, several streams compute wrong scores in bf16 (docs/upstream.md)
+        config = {"NUM_STREAMS": "1", **({} if hint is None else {"INFERENCE_PRECISION_HINT": hint})}
         compiled = openvino.Core().compile_model(model, "CPU", config)
         return lambda images: [np.array(compiled(images)[first + index]) for index in range(len(endings))]
 

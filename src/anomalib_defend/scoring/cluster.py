@@ -22,8 +22,9 @@ from anomalib_defend.post_processing.description import Run
 
 from .finish import FORMATS
 from .inputs import Inputs
-from .models import Model, digest, files_of
+from .models import MEASURED, Model, digest, files_of
 from .partitions import Partitions
+from .remote import is_address
 from .run import SOME_FAILED, paths_of
 from .tally import Tally
 from .validity import answer
@@ -98,7 +99,9 @@ def score_on_ray(
     if opened.missing:
         print(f"Without p-values: {opened.missing}", flush=True)
     _run(folder, opened, content, address)
-    tally = Tally(opened.calibration, coarse=opened.coarse)
+    # on this machine, of the first images that it can read
+    first = [name if is_address(name) else f"{Path(content['working_directory'], name)}" for name in folder.images(0)]
+    tally = Tally(opened.calibration, coarse=opened.coarse, rounding=opened.rounding(first[:MEASURED]))
     folder.count(content["partitions"], tally)
     if tally.images != content["listed"]:
         msg = (

@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from anomalib_defend.decision.calibration import Calibration
 
 MARGIN = 0.07
-"""Of scaled scores: what two models may differ by in rounding, with fewer bits than float32 has.
+"""Of scaled scores: what two models may differ by in rounding, with fewer bits than float32 has, at least.
 
-8 bits move a score by up to 0.03, bfloat16 by 0.021.
+8 bits move a score by up to 0.03, bfloat16 by 0.021, where normal images are not alike; `Model.rounding` measures it.
 """
 FLOAT32_MARGIN = 1e-3
 """The same in float32, where 1e-5 is the most that was seen."""
+
+
+def margin(calibration: Calibration, rounding: float, *, coarse: bool) -> float:
+    """What two scaled scores may differ by, where rounding was measured to change raw scores by that much."""
+    largest = rounding / (2 * calibration.image.scale)  # at the threshold, where scaled scores move most
+    return max(MARGIN if coarse else FLOAT32_MARGIN, largest)
 
 
 class Scorer(Protocol):

@@ -10,12 +10,18 @@ from anomalib_defend.decision.calibration import calibration_path
 from anomalib_defend.decision.models import Checkpoint, Export, open_model
 from anomalib_defend.files.names import to_text
 
-from .judges import FLOAT32_MARGIN, MARGIN, FirstViewJudge, Judge
+from .judges import FirstViewJudge, Judge, margin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anomalib_defend.decision.calibration import Calibration
 
     from .judges import Scorer
+
+
+MEASURED = 32
+"""How many images, the first ones, tell what rounding changes."""
 
 
 class Model:
@@ -62,10 +68,19 @@ class Model:
 
     @property
     def coarse(self) -> bool:
-        """Whether it computes with fewer bits than float32 has: bf16, on this machine, or activations of 8 bits."""
-        return self._is_coarse(self._opened)
+        """Whether it, or its first view, computes with fewer bits than float32 has: bf16 on this machine, or 8 bits."""
+        return any(self._is_coarse(opened) for opened in (self._opened, self._first))
 
-    def _is_coarse(self, opened: Checkpoint | Export) -> bool:
+    def rounding(self, paths: Sequence[str]) -> float:
+        """What fewer bits may change of raw scores, measured on images; 0 where they are not fewer, or not known."""
+        if self.calibration is None or not self.coarse:
+            return 0.0
+        from .exported import rounding  # noqa: PLC0415 - optional extra
+
+        exports = [opened for opened in (self._opened, self._first) if isinstance(opened, Export)]
+        return max(rounding(export, self._hint, paths) for export in exports)
+
+    def _is_coarse(self, opened: Checkpoint | Export | None) -> bool:
         if not isinstance(opened, Export) or opened.path.suffix != ".xml":
             return False
         from .exported import is_coarse  # noqa: PLC0415 - optional extra
@@ -90,12 +105,17 @@ class Model:
         """
         return Judge(self._scorer(self._opened, self.calibration, maps is not None), maps, root)
 
-    def first_view_judge(self) -> FirstViewJudge:
-        """What makes the rows of images, with the first view alone where that decides."""
+    def first_view_judge(self, rounding: float = 0.0) -> FirstViewJudge:
+        """What makes the rows of images, with the first view alone where that decides.
+
+        Args:
+            rounding: As measured.
+        """
         assert self._first is not None  # noqa: S101 - it is asked for where there is one
         first = self._scorer(self._first, self._calibration(self._first), maps=False, views="whole")
         full = self._scorer(self._opened, self.calibration, maps=False)
-        return FirstViewJudge(first, full, MARGIN if self.coarse or self._is_coarse(self._first) else FLOAT32_MARGIN)
+        assert self.calibration is not None  # noqa: S101 - as above
+        return FirstViewJudge(first, full, margin(self.calibration, rounding, coarse=self.coarse))
 
     def _calibration(self, opened: Checkpoint | Export) -> Calibration:
         calibration = opened.calibration()

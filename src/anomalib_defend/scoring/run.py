@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import closing
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from anomalib_defend.post_processing.description import Run, description_path
 from .finish import check_format, write_table
 from .inputs import STDIN, Inputs
 from .journal import Journal, refuse_other, remove_journal, write_json
-from .models import Model, digest
+from .models import MEASURED, Model, digest
 from .pipeline import score_rows
 from .remote import is_address
 from .sample import Sample
@@ -103,7 +103,7 @@ class _Scoring:
         self.model, self.inputs, self.out, self.settings, self.maps = model, inputs, out, settings, maps
         self.target_fdr: float | None = settings["target_fdr"]
         self.calibration = model.calibration
-        self.tally, self.sample, self.started = Tally(model.calibration, coarse=model.coarse), Sample(), Run()
+        self.tally, self.sample, self.started = Tally(model.calibration), Sample(), Run()
         self.stops_early = model.first_view is not None
         self._in_full: list[float] | None = None
         if self.calibration is not None and (self.target_fdr or 0) > self.calibration.target_fpr and self.stops_early:
@@ -115,15 +115,20 @@ class _Scoring:
 
     def run(self) -> int:
         paths = iter(self.inputs)
-        first = next(paths, None)
-        if first is None:
+        first = list(islice(paths, MEASURED if self.model.coarse else 1))
+        if not first:
             raise self.inputs.no_image()
         if self.model.missing:
             print(f"Without p-values: {self.model.missing}", flush=True)
         # before anything is on disk: what a wrong option leaves there would refuse the right one
-        judge = self.model.first_view_judge() if self.stops_early else self.model.judge(self.maps, self.out.parent)
+        rounding = self.model.rounding(first)
+        self.tally = Tally(self.calibration, coarse=self.model.coarse, rounding=rounding)
+        if self.stops_early:
+            judge: Judged = self.model.first_view_judge(rounding)
+        else:
+            judge = self.model.judge(self.maps, self.out.parent)
         with Journal(self.out, self.settings, bounds=self.stops_early) as journal:
-            self._score(journal, judge, chain([first], paths))
+            self._score(journal, judge, chain(first, paths))
             told = list(self._told())  # scores a sample in full: killed there, the run is not complete
             self._write(journal)
         for line in told:

@@ -26,11 +26,14 @@ class Tally:
     Args:
         calibration: Where labels and p-values come from; None if there are none.
         coarse: Whether the scores are computed with fewer bits than float32 has.
+        rounding: What that was measured to change of raw scores.
     """
 
-    def __init__(self, calibration: Calibration | None, *, coarse: bool = False) -> None:
+    def __init__(self, calibration: Calibration | None, *, coarse: bool = False, rounding: float = 0.0) -> None:
         self.images = self.errors = self.novel = self.stopped = self.undecided = 0
-        self._undecided = None if calibration is None else Undecided.around(calibration, coarse=coarse)
+        self._undecided = None
+        if calibration is not None:
+            self._undecided = Undecided.around(calibration, coarse=coarse, rounding=rounding)
         self._levels = 0 if calibration is None else calibration.count + 1
         self._counts = np.zeros(self._levels + 1, dtype=np.int64)  # at k: how many p-values are k / (n + 1)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FLOAT32 = 1e-5
 """What the order of sums may change of a score of size one, or as a share of a larger one, raw or scaled."""
 COARSE = 0.021
-"""With fewer bits, as a share: measured in bf16 on an Intel Xeon with AMX (docs/measurements.md, "Batches")."""
+"""With fewer bits, as a share, at least: in bf16 on an Intel Xeon with AMX (docs/measurements.md, "Batches")."""
 
 
 class Undecided(NamedTuple):
@@ -26,13 +26,20 @@ class Undecided(NamedTuple):
     """Whether they come from an arithmetic of fewer bits than float32."""
 
     @classmethod
-    def around(cls, calibration: Calibration, *, coarse: bool) -> Undecided:
-        """Around a calibration's threshold, by what rounding may change of the raw or of the scaled score."""
+    def around(cls, calibration: Calibration, *, coarse: bool, rounding: float = 0.0) -> Undecided:
+        """Around a calibration's threshold, by what rounding may change of the raw or of the scaled score.
+
+        Args:
+            calibration: Of the model.
+            coarse: Whether the scores are computed with fewer bits than float32 has.
+            rounding: What that was measured to change of raw scores. No share of the threshold bounds it: features are
+                rounded, and where normal images are alike, scores are small differences of them.
+        """
         threshold = calibration.label_threshold
         share = COARSE if coarse else FLOAT32
         centre = 1 - calibration.sensitivity
         low, high = calibration.image.raw(np.clip([centre - share, centre + share], 0, 1))
-        distance = COARSE * abs(threshold) if coarse else FLOAT32 * max(1, abs(threshold))
+        distance = max(COARSE * abs(threshold), rounding) if coarse else FLOAT32 * max(1, abs(threshold))
         return cls(min(low, threshold - distance), max(high, threshold + distance), coarse)
 
     def count(self, raw_scores: NDArray[np.float64]) -> int:
