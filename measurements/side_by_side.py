@@ -3,8 +3,8 @@
 ``python -m measurements.side_by_side --weights FILE --voc VOC2012``
 
 The normal object is there, so each should be called normal; images made of two novel ones, beside them, should
-not. One model with all views: a layout takes the smallest of its own views' scores, and the threshold that its own
-distances of the validation images set (``target_fpr`` 0.05). The halves are test images, cropped to squares.
+not. One model with all views: a layout takes the smallest of its own views' scores, and the threshold that
+those of the validation images set (``target_fpr`` 0.05). The halves are test images, cropped to squares.
 """
 
 from __future__ import annotations

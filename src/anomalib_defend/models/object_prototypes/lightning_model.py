@@ -41,7 +41,7 @@ class ObjectPrototypes(NoveltyDetectorMixin, AnomalibModule):
             of ``Defend`` with the same backbone, of which the teacher is taken.
         image_size: [main] Height and width at which the encoder sees each view (one number for both); its own by
             default. Images are resized to what the smallest view needs.
-        views: [main] What is looked at: "whole" (images of one centred object), "whole+centre" (photographs of scenes),
+        views: [main] What is looked at: "whole", "whole+centre" (photographs of scenes and of one centred object),
             or with the corners "whole+corners", "whole+centre+corners" (scenes). Each costs a pass of the encoder.
         head: [main] What views are compared with: "prototypes", or the nearest normal images ("neighbors").
         num_prototypes: Prototypes for each normal category of the data.
