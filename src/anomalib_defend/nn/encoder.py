@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 import timm
+import torch
 from torch import nn
 
 
@@ -48,6 +49,9 @@ def data_config(backbone: str) -> DataConfig:
 def create_encoder(backbone: str, image_size: tuple[int, int]) -> nn.Module:
     """Build a timm encoder without classifier, randomly initialised.
 
+    Its convolutions have their channels last in memory, and so have the maps between them: that takes less time on a
+    CPU, and on a GPU in half precision.
+
     Args:
         backbone: Name of a timm model.
         image_size: Height and width of the input.
@@ -58,9 +62,10 @@ def create_encoder(backbone: str, image_size: tuple[int, int]) -> nn.Module:
     native = data_config(backbone).image_size
     kwargs = {} if image_size == native else {"img_size": image_size}
     try:
-        return timm.create_model(backbone, num_classes=0, **kwargs)
+        encoder = timm.create_model(backbone, num_classes=0, **kwargs)
     except TypeError:  # convolutional encoders take images of any size
-        return timm.create_model(backbone, num_classes=0)
+        encoder = timm.create_model(backbone, num_classes=0)
     except AssertionError as error:
         msg = f"backbone={backbone!r} cannot be built for image_size={image_size}: {error}"
         raise ValueError(msg) from error
+    return encoder.to(memory_format=torch.channels_last)

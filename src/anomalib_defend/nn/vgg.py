@@ -19,7 +19,7 @@ HIDDEN_CHANNELS = 16
 
 
 def create_vgg(backbone: str, image_size: tuple[int, int]) -> VGG:
-    """Build a timm VGG without anything behind its last pooling, randomly initialised.
+    """Build a timm VGG without anything behind its last pooling, randomly initialised, its channels last in memory.
 
     Args:
         backbone: Name of the model, with batch norms or without.
@@ -42,7 +42,7 @@ def create_vgg(backbone: str, image_size: tuple[int, int]) -> VGG:
     if device.type != "meta":  # else the caller wants no values
         vgg.to_empty(device=device)
         init_convolutions(vgg, nn.init.kaiming_normal_)
-    return vgg
+    return vgg.to(memory_format=torch.channels_last)
 
 
 def slim_copy(vgg: VGG) -> nn.Sequential:
