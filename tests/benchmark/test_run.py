@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from anomalib_defend.benchmark import driver
 from anomalib_defend.benchmark.budget import Budget
 from anomalib_defend.benchmark.build import Size, check, complete
-from anomalib_defend.benchmark.expand import load
+from anomalib_defend.benchmark.expand import CONFIGS, load
 from anomalib_defend.benchmark.plan import Cell, ComparisonError, save
 from anomalib_defend.commands import main
 from anomalib_defend.nn.vit import create_vit
@@ -384,6 +384,34 @@ def test_cells_by_anomalibs_pipeline(config, tmp_path, capfd):
     assert main(["benchmark", "report", str(results), "--plots", str(tmp_path / "plots")]) == 0
     assert "| VOC | dog |" in capfd.readouterr().out
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"auroc.png", "difference.png", "cost.png"}
+
+
+@pytest.mark.slow
+def test_anomalibs_models_as_the_papers_tables_have_them(config, tmp_path):
+    """RD4AD and GeneralAD of ``uni_class.yaml``, but for random small encoders and one epoch."""
+    models = yaml.safe_load((CONFIGS / "uni_class.yaml").read_text())["models"]
+    small = {
+        "RD4AD": {"backbone": "resnet18", "pre_trained": False},
+        "GeneralAD": {"backbone": "vit_tiny_patch16_224", "pre_trained": False, "epochs": 1},
+    }
+    chosen = {
+        name: {
+            "class_path": models[name]["class_path"],
+            "init_args": {**models[name].get("init_args", {}), **changes},
+            "trainer": {**models[name]["trainer"], "max_epochs": 1},
+        }
+        for name, changes in small.items()
+    }
+    results = tmp_path / "results"
+    assert main(["benchmark", "run", str(config(models=chosen)), "--results", str(results)]) == 0
+    folders = [path.parent for path in results.glob("*/result.json")]
+    assert sorted(folder.name.partition("__")[0] for folder in folders) == ["GeneralAD", "RD4AD"]
+    for folder in folders:
+        content = json.loads((folder / "result.json").read_text())
+        scores = pd.read_csv(folder / "scores.csv")
+        assert len(scores) == content["size"]["test_images"]
+        assert scores.score.nunique() > 1
+        assert 0 <= content["row"]["image_AUROC"] <= 1
 
 
 @pytest.mark.slow
