@@ -1,4 +1,4 @@
-"""Fake images on disk: sampled once, complete or absent, found again by later runs."""
+"""The fake images: sampled once, complete or absent, found again by later runs; or the user's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,15 @@ from torchvision.transforms.v2.functional import to_dtype, to_pil_image
 from torchvision.utils import make_grid
 
 from anomalib_defend.files.equal import add_states
+from anomalib_defend.files.names import to_text
+from anomalib_defend.models.components.other_images import find_images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor
+
+    from anomalib_defend.models.components.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -157,3 +162,80 @@ def small_images(paths: Sequence[str], size: int) -> Tensor:
 
     with ThreadPoolExecutor() as pool:
         return torch.stack(list(pool.map(read, paths)))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the fakes take: as the arguments say, or for ``fast_dev_run`` as little as can be."""
+
+    stop_step: int
+    sampling_steps: int
+    num_fakes: int
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any], run: Run) -> Lengths:
+        """Those of a run."""
+        images = arguments["num_fakes"] or len(run.images)
+        if not run.is_trial:
+            return cls(arguments["stop_step"], arguments["sampling_steps"], images)
+        seen = run.batches_per_epoch * (run.images.loader.batch_size or 1)
+        return cls(run.steps_per_epoch, 2, min(images, seen))
+
+
+class Fakes:
+    """The fakes that both stages speak of: sampled here or by an earlier run, or the user's own.
+
+    Args:
+        arguments: The model's arguments, by name.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.arguments = arguments
+        self.key: str | None = None  # of the cache that the run fills or reads
+        self.paths: list[Path] = []
+        self._cache: FakeCache | None = None
+
+    @property
+    def cache(self) -> FakeCache:
+        """Of the sampled fakes, once they have been looked for."""
+        assert self._cache is not None  # noqa: S101 - for the type checker
+        return self._cache
+
+    def find(self, run: Run) -> bool:
+        """Look for the fakes; whether they are there.
+
+        Raises:
+            ValueError: If the user's own cannot be used.
+        """
+        if self.paths:
+            return True
+        folder = self.arguments["fake_dir"]
+        if folder is not None:
+            self.paths = find_images("fake_dir", folder, run.data_paths)
+            logger.info("%d fakes of your own from %s.", len(self.paths), to_text(str(folder)))
+            return True
+        lengths = Lengths.of(self.arguments, run)
+        self.key = self.key or run.broadcast(fingerprint(self._settings(run, lengths), run.images.paths))
+        given = self.arguments["fake_cache"]
+        root = run.shared_folder / "fakes" if given is None else Path(given).expanduser()
+        self._cache = FakeCache(run.broadcast(root), self.key, lengths.num_fakes)
+        if self._cache.complete:
+            self.paths = self._cache.paths
+        return bool(self.paths)
+
+    def _settings(self, run: Run, lengths: Lengths) -> dict[str, Any]:
+        """Everything but the images that the fakes depend on."""
+        names = ["generator_size", "generator_channels", "fid_window"]
+        if self.arguments["fid_window"] is not None:  # the encoder has a say in when to stop
+            names += ["fid_every", "backbone", "pre_trained", "weights", "image_size"]
+        return {
+            **{name: self.arguments[name] for name in names},
+            "stop_step": lengths.stop_step,
+            "sampling_steps": lengths.sampling_steps,
+            "num_fakes": lengths.num_fakes,
+            "seed": run.seed,
+            "batch_size": run.images.loader.batch_size,
+            "batches": run.batches_per_epoch,
+            "accumulated": run.accumulated,
+            "precision": run.precision,
+        }

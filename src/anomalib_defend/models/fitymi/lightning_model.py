@@ -14,8 +14,9 @@ from anomalib.visualization import ImageVisualizer
 from anomalib_defend.models.components import NoveltyDetectorMixin
 from anomalib_defend.models.components.arguments import check_ranges
 
+from .fakes import Fakes
 from .generator import Generator, has_diffusers
-from .stages import ClassifierStage, Fakes, GeneratorStage
+from .stages import ClassifierStage, GeneratorStage
 from .torch_model import FitymiModel, resized_size
 
 if TYPE_CHECKING:
