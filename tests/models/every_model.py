@@ -93,11 +93,12 @@ ROWS = (
         {
             **VIT,
             "backbone": MINIATURE_VGG,
-            "outlier_dir": str(Path(__file__).parent / "outliers"),
+            "outlier_dir": OUTLIERS,
             "epochs": 2,
             "seed": 0,
         },
     ),
+    Row(FCDD, {"image_size": 16, "epochs": 2, "seed": 0}, "_from_scratch"),
     Row(UniAD, {**SMALL_UNIAD, "epochs": 2, "seed": 0}),
     Row(MeanFeature, VIT, public=False),
 )

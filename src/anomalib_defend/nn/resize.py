@@ -1,4 +1,4 @@
-"""Antialiased resizing that exports: two matrix products with computed weights, for images of any size.
+"""Antialiased resizing that exports: two matrix products with computed weights, for images of any size; and its check.
 
 Shapes: B images of C channels.
 """
@@ -7,6 +7,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def check_size(images: Tensor, size: tuple[int, int], model: str = "") -> None:
+    """See that images [B, C, H, W] have the size that a network takes.
+
+    Args:
+        images: What reaches it.
+        size: Height and width.
+        model: What takes them, for the message; by default a model for ``image_size``.
+
+    Raises:
+        ValueError: If they have another.
+    """
+    if tuple(images.shape[-2:]) != size:
+        model = model or f"a model for image_size={size}"
+        msg = f"Images of {tuple(images.shape[-2:])} reach {model}: its pre_processor has to resize them."
+        raise ValueError(msg)
 
 
 def antialiased_resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -91,7 +91,12 @@ class TunedEncoder(nn.Module):
 
 
 def parameter_blocks(encoder: Any) -> list[list[nn.Parameter]]:
-    """An encoder's parameters, from the stem over its blocks (of a ViT) or stages; a final norm is of the last one."""
+    """An encoder's parameters, from the stem over its blocks (of a ViT) or stages; a final norm is of the last one.
+
+    None where timm does not say what the blocks are (PiT, MetaFormer ...).
+    """
+    if not hasattr(encoder, "group_matcher"):
+        return []
     groups = group_parameters(encoder, encoder.group_matcher(coarse=True), return_values=True)
     blocks = [groups[number] for number in sorted(groups)]
     if len(blocks) > 1 and all(parameter.ndim == 1 for parameter in blocks[-1]):

@@ -14,6 +14,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_defend.nn.normality import Center
+from anomalib_defend.nn.resize import check_size
 
 CHANNELS, DIM = (32, 64, 128), 128  # of the paper's network for CIFAR-10
 KERNEL = 5
@@ -63,12 +64,12 @@ class DeepSVDDModel(nn.Module):
 
     def contrast_range(self, images: Tensor) -> Tensor:
         """Smallest and largest value of each image [B, 3, H, W] after contrast normalisation: [B, 2]."""
-        self._check_size(images)
+        check_size(images, self.image_size)
         values = normalize_contrast(images).flatten(1)
         return torch.stack([values.amin(dim=1), values.amax(dim=1)], dim=1)
 
     def _input(self, images: Tensor) -> Tensor:
-        self._check_size(images)
+        check_size(images, self.image_size)
         low, high = self.value_range.unbind()
         return (normalize_contrast(images) - low) / (high - low).clamp_min(LEAST_CONTRAST)
 
@@ -89,14 +90,6 @@ class DeepSVDDModel(nn.Module):
     def forward(self, images: Tensor) -> InferenceBatch:
         """Novelty score [B]: squared distance to the centre, higher is more novel."""
         return InferenceBatch(pred_score=self.normality(self.represent(images)))
-
-    def _check_size(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.image_size:
-            msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
-                "its pre_processor has to resize them."
-            )
-            raise ValueError(msg)
 
 
 def normalize_contrast(images: Tensor) -> Tensor:

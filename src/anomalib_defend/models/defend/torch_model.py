@@ -27,6 +27,7 @@ from anomalib_defend.nn.distance import (
     normalize_features,
 )
 from anomalib_defend.nn.masking import num_kept, sample_patches
+from anomalib_defend.nn.resize import check_size
 from anomalib_defend.nn.score import map_of_views
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
 from anomalib_defend.nn.views import LAYOUTS, Box, Views, cut, needed_size
@@ -162,13 +163,8 @@ class DefendModel(nn.Module):
         return cut(images, self.boxes[0], self.image_size)
 
     def _check_size(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.resized_size:
-            views = "" if len(self.boxes) == 1 else f" and {len(self.boxes)} views, which takes {self.resized_size}"
-            msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}{views}: "
-                "its pre_processor has to resize them."
-            )
-            raise ValueError(msg)
+        views = "" if len(self.boxes) == 1 else f" and {len(self.boxes)} views, which takes {self.resized_size}"
+        check_size(images, self.resized_size, f"a model for image_size={self.image_size}{views}")
 
     @torch.no_grad()
     def reset_student(self) -> None:

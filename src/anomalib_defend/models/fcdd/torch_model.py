@@ -15,6 +15,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from anomalib_defend.nn.resize import check_size
 from anomalib_defend.nn.vgg import create_vgg
 
 from .loss import hypersphere_loss, pseudo_huber
@@ -80,12 +81,7 @@ class FCDDModel(nn.Module):
         Raises:
             ValueError: If the images have another size than the input.
         """
-        if tuple(images.shape[-2:]) != self.image_size:
-            msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
-                "its pre_processor has to resize them."
-            )
-            raise ValueError(msg)
+        check_size(images, self.image_size)
         layers = self.encoder if self.used is None else self.encoder.features[: self.used]
         return pseudo_huber(self.head(layers((images - self.mean) / self.std)))
 

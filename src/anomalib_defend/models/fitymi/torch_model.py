@@ -12,6 +12,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_defend.nn.normality import NearestNeighbors
+from anomalib_defend.nn.resize import check_size
 from anomalib_defend.nn.vit import create_vit
 
 from .generator import Generator
@@ -83,12 +84,7 @@ class FitymiModel(nn.Module):
         return InferenceBatch(pred_score=NUM_NEIGHBORS * self.normality(self.encode(images)))
 
     def _check_size(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.resized_size:
-            msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model that crops {self.image_size} from "
-                f"{self.resized_size}: its pre_processor has to resize them to that."
-            )
-            raise ValueError(msg)
+        check_size(images, self.resized_size, f"a model that crops {self.image_size} from {self.resized_size}")
 
 
 def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:

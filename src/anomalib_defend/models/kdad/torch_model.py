@@ -24,6 +24,7 @@ from anomalib_defend.nn import vgg as vggs
 from anomalib_defend.nn import vit as vits
 from anomalib_defend.nn.distance import TeacherOutput, TeacherShape, feature_distance, l2_normalize
 from anomalib_defend.nn.encoder import data_config
+from anomalib_defend.nn.resize import check_size
 from anomalib_defend.nn.score import anomaly_map
 
 from .loss import gradient_map, layer_distance
@@ -88,14 +89,6 @@ class KDADModel(nn.Module, ABC):
         self.teacher.eval()
         return self
 
-    def _check_size(self, images: Tensor) -> None:
-        if tuple(images.shape[-2:]) != self.image_size:
-            msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
-                "its pre_processor has to resize them."
-            )
-            raise ValueError(msg)
-
 
 class VggForm(KDADModel):
     """A slim VGG learns what a VGG has behind its poolings.
@@ -139,12 +132,12 @@ class VggForm(KDADModel):
     @torch.no_grad()
     def teacher_output(self, images: Tensor) -> TeacherOutput:
         """All layers as one row [B, 1, sum of their sizes]."""
-        self._check_size(images)
+        check_size(images, self.image_size)
         return TeacherOutput([torch.cat(self._layers(self.teacher.features, images), dim=1).unsqueeze(1)], None)
 
     def distill_step(self, images: Tensor, teacher: TeacherOutput | None = None) -> Tensor:
         """Mean over the images of their distance, behind poolings 2 to 5."""
-        self._check_size(images)
+        check_size(images, self.image_size)
         (row,) = (teacher or self.teacher_output(images)).layers
         layers = row.squeeze(1).split(self._sizes, dim=1)
         return layer_distance(self._layers(self.cloner, images), layers, self.mse_weight).mean()
@@ -159,7 +152,7 @@ class VggForm(KDADModel):
         Returns:
             ``pred_score`` [B], and ``anomaly_map`` [B, 1, H, W] but for exports, neither scaled.
         """
-        self._check_size(images)
+        check_size(images, self.image_size)
         if not self._draws_map:
             return InferenceBatch(pred_score=self._score(images))
         scores, maps = [], []
@@ -228,12 +221,12 @@ class VitForm(KDADModel):
     @torch.no_grad()
     def teacher_output(self, images: Tensor) -> TeacherOutput:
         """Patch tokens after the final norm, of unit length, [B, N, D]."""
-        self._check_size(images)
+        check_size(images, self.image_size)
         return TeacherOutput([l2_normalize(vits.patch_tokens(self.teacher, images)[-1])], None)
 
     def distill_step(self, images: Tensor, teacher: TeacherOutput | None = None) -> Tensor:
         """Mean over images, patches and channels of the squared difference."""
-        self._check_size(images)
+        check_size(images, self.image_size)
         return self._distances(images, teacher or self.teacher_output(images)).mean()
 
     @torch.no_grad()
@@ -246,7 +239,7 @@ class VitForm(KDADModel):
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, H, W], not scaled.
         """
-        self._check_size(images)
+        check_size(images, self.image_size)
         distances = self._distances(images, self.teacher_output(images))
         return InferenceBatch(
             pred_score=distances.mean(dim=1), anomaly_map=anomaly_map(distances, self.grid, self.image_size)

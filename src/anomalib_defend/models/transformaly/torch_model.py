@@ -17,6 +17,7 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from anomalib_defend.nn.normality import Gaussian, Normality
+from anomalib_defend.nn.resize import check_size
 from anomalib_defend.nn.score import anomaly_map
 from anomalib_defend.nn.vit import attention_for, create_vit, embed, pooled
 
@@ -91,12 +92,7 @@ class TransformalyModel(nn.Module):
         Raises:
             ValueError: If the images have another size than the input.
         """
-        if tuple(images.shape[-2:]) != self.image_size:
-            msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
-                "its pre_processor has to resize them."
-            )
-            raise ValueError(msg)
+        check_size(images, self.image_size)
         with torch.no_grad():
             tokens = embed(self.teacher, images)
         for block, student in zip(self.teacher.blocks, self.students, strict=True):

@@ -14,6 +14,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_defend.nn.encoder import create_encoder
+from anomalib_defend.nn.resize import check_size
 
 from .transformer import HEADS, SMALLEST_GRID, Restorer
 
@@ -84,12 +85,7 @@ class UniADModel(nn.Module):
         Raises:
             ValueError: If the images have another size than the input.
         """
-        if tuple(images.shape[-2:]) != self.image_size:
-            msg = (
-                f"Images of {tuple(images.shape[-2:])} reach a model for image_size={self.image_size}: "
-                "its pre_processor has to resize them."
-            )
-            raise ValueError(msg)
+        check_size(images, self.image_size)
         levels = self.encoder.forward_intermediates(
             images, indices=self.levels, intermediates_only=True, stop_early=True
         )
