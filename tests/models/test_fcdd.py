@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from every_model import OUTLIERS
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from anomalib_defend import FCDD
@@ -28,12 +29,21 @@ def small() -> FCDDModel:
 def places_of(model: FCDDModel, image: torch.Tensor) -> list[float]:
     """sqrt(u^2 + 1) - 1 at every place of one image, in float64."""
     layers = model.encoder if model.used is None else model.encoder.features[: model.used]
-    outputs = model.head.double()(layers.double()((image[None].double() - 0.5) / 0.5))
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if model.used is None else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    normalised = torch.stack([(image[c].double() - mean[c]) / std[c] for c in range(3)])
+    outputs = copy.deepcopy(model.head).double()(copy.deepcopy(layers).double()(normalised[None]))
     return [math.sqrt(value**2 + 1) - 1 for value in outputs.flatten().tolist()]
 
 
-def test_loss_and_score_are_those_of_loops_in_float64(small):
-    images, anomalous = torch.rand(5, 3, 16, 16), torch.tensor([True, False, False, True, False])
+@pytest.fixture
+def vgg() -> FCDDModel:
+    return FCDDModel("vgg11_bn", (32, 32), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD).eval()
+
+
+@pytest.mark.parametrize("kind", ["small", "vgg"])
+def test_loss_and_score_are_those_of_loops_in_float64(kind, request):
+    small = request.getfixturevalue(kind)
+    images, anomalous = torch.rand(5, 3, *small.image_size), torch.tensor([True, False, False, True, False])
     nn.init.constant_(small.head.bias, 0.5)
     loss, scores = small.loss(images, anomalous).item(), small(images).pred_score
     means = [np.mean(places_of(small, image)) for image in images]

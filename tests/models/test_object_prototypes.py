@@ -1,6 +1,5 @@
 """ObjectPrototypes: what its views find, and where (``test_every_model.py`` has the rest)."""
 
-import csv
 import re
 import shutil
 from pathlib import Path
@@ -8,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
 from anomalib_defend import ObjectPrototypes, SemanticVOC
+from anomalib_defend.decision.table import read_table
 from anomalib_defend.example.encoder import MODEL_NAME, WEIGHTS
 from anomalib_defend.example.scenes import compose_scene, compose_split, draw_classes, load_part
 from anomalib_defend.models.components.encoder_weights import load_weights
@@ -21,6 +23,8 @@ from anomalib_defend.models.object_prototypes.lightning_model import file_size
 from anomalib_defend.models.object_prototypes.torch_model import ObjectPrototypesModel
 from anomalib_defend.nn.normality import Clusters, NearestNeighbors
 from anomalib_defend.nn.views import LAYOUTS, pixels
+from anomalib_defend.visualization import visualizer
+from encoders import MINIATURE
 from measurements.export import F32, engine_scores, openvino_scores
 
 TINY = {"backbone": MODEL_NAME, "pre_trained": False, "image_size": 32}
@@ -34,9 +38,9 @@ def fitted_model(views="whole+centre+corners", head="prototypes", backbone=MODEL
     return model
 
 
-def with_views(model, views, boxes=None):
+def with_views(model, views, boxes=None, head="prototypes"):
     """The same encoder and prototypes, other views."""
-    other = ObjectPrototypesModel(MODEL_NAME, (32, 32), views).eval()
+    other = ObjectPrototypesModel(MODEL_NAME, (32, 32), views, head).eval()
     other.load_state_dict({**model.state_dict(), "view_boxes": other.view_boxes})
     other.boxes = boxes or other.boxes
     return other
@@ -63,12 +67,24 @@ def test_a_convolutional_encoder_is_pooled_and_stays_frozen():
     assert torch.equal(model.encoder.bn1.running_mean, before)
 
 
-def test_another_view_never_raises_the_score():
-    model = fitted_model()
-    scores = {views: with_views(model, views)(IMAGES).pred_score for views in LAYOUTS}
+@pytest.mark.parametrize("head", ["prototypes", "neighbors"])
+def test_another_view_never_raises_the_score(head):
+    model = fitted_model(head=head)
+    scores = {views: with_views(model, views, head=head)(IMAGES).pred_score for views in LAYOUTS}
     for few, many in [("whole", "whole+centre"), ("whole+centre", "whole+centre+corners"), ("whole", "whole+corners")]:
         assert (scores[many] <= scores[few]).all()
     assert (scores["whole+centre+corners"] < scores["whole"]).any()
+
+
+@given(st.lists(st.floats(0, 1e6, width=32), min_size=2, max_size=7))
+def test_another_distance_never_raises_the_score(distances):
+    """The whole image's comes first; the others in any order."""
+    scores = [ObjectPrototypesModel.scores(torch.tensor([distances[:n]])).min().item() for n in (1, -1, len(distances))]
+    assert scores[0] == distances[0]
+    assert scores == sorted(scores, reverse=True)
+    whole, *parts = distances
+    other = ObjectPrototypesModel.scores(torch.tensor([[whole, *parts[::-1]]]))
+    assert other.min().item() == scores[-1]
 
 
 def test_the_whole_image_counts_as_much_as_the_best_view():
@@ -80,10 +96,12 @@ def test_the_whole_image_counts_as_much_as_the_best_view():
         assert heat.max().item() <= whole
 
 
-def test_the_order_of_views_makes_no_difference():
+@pytest.mark.parametrize("order", [(4, 3, 2, 1, 0), (2, 0, 4, 1, 3), (1, 2, 3, 4, 0)])
+def test_the_order_of_the_parts_makes_no_difference(order):
+    """The whole image comes first, in every layout: its distance counts in every view's score."""
     model = fitted_model()
     first, *others = model.boxes
-    shuffled = with_views(model, "whole+centre+corners", (first, *others[::-1]))
+    shuffled = with_views(model, "whole+centre+corners", (first, *(others[index] for index in order)))
     for own, other in zip(model(IMAGES), shuffled(IMAGES), strict=True):
         assert own is None or torch.equal(own, other)
 
@@ -118,15 +136,17 @@ def digits():
 
 
 def test_the_box_holds_the_pasted_object(digits):
+    """Nine tenths of its area, in nine of ten scenes that a part decides."""
     model, scenes, distances = digits
-    found = []
-    for scene, best in zip(scenes[:30], distances[:30].argmin(dim=1).tolist(), strict=True):
-        left, top, right, bottom = pixels(model.boxes[best], (160, 160))
-        (x0, y0, x1, y1) = next(item.box for item in scene.objects if item.label == THREE)
-        found.append((best, left <= (x0 + x1) / 2 < right and top <= (y0 + y1) / 2 < bottom))
-    in_parts = [holds for best, holds in found if best]
-    assert len(in_parts) >= 15  # the whole scene's digits are smaller than those that the encoder knows
-    assert np.mean(in_parts) > 0.9
+    shares = []
+    for scene, best in zip(scenes[:30], model.scores(distances)[:30].argmin(dim=1).tolist(), strict=True):
+        if best:  # else the whole image, which holds everything
+            left, top, right, bottom = pixels(model.boxes[best], (160, 160))
+            x0, y0, x1, y1 = next(item.box for item in scene.objects if item.label == THREE)
+            inside = max(0, min(right, x1) - max(left, x0)) * max(0, min(bottom, y1) - max(top, y0))
+            shares.append(inside / ((x1 - x0) * (y1 - y0)))
+    assert len(shares) >= 15  # the whole scene's digits are smaller than those that the encoder knows
+    assert np.mean(np.array(shares) >= 0.9) >= 0.9
 
 
 def test_views_find_what_the_whole_image_hides(digits):
@@ -164,22 +184,25 @@ def test_prototypes_are_per_normal_category(trained, make_data, make_engine):
     assert len(model.model.normality.centers) == 2
 
 
-def test_batches_table_and_picture_name_the_box(trained, make_data):
+def test_batches_tables_and_pictures_name_the_box(trained, make_data, monkeypatch):
+    drawn, draw = [], visualizer.draw_picture
+    monkeypatch.setattr(visualizer, "draw_picture", lambda image, *args: drawn.append(args[0]) or draw(image, *args))
     model, engine = trained(views="whole+centre+corners")
     data = make_data()
-    batches = engine.predict(model, datamodule=data)
-    with (Path(engine.trainer.default_root_dir) / "predictions.csv").open() as file:
-        rows = {row["path"]: row for row in csv.DictReader(file)}
-    seen = 0
+    for run, table in ((engine.test, "test.csv"), (engine.predict, "predictions.csv")):
+        drawn.clear()
+        batches = run(model, datamodule=data)
+        rows = read_table(Path(engine.trainer.default_root_dir) / table)
+        assert len(rows) > 1
+        assert [finding.box for finding in drawn] == [row.box for row in rows]
+        assert all("Box: " in " ".join(finding.caption()) for finding in drawn)
+    named = {row.path: row.box for row in rows}
     for batch in batches:
         expected = model.model.distances(batch.image).argmin(dim=1).tolist()
         for path, box, best in zip(batch.image_path, batch.box, expected, strict=True):
             with Image.open(path) as image:
                 size = (image.height, image.width)
-            assert box == pixels(model.model.boxes[best], size)
-            assert rows[str(path)]["box"] == " ".join(map(str, box))
-            seen += 1
-    assert seen == len(rows) > 1
+            assert box == pixels(model.model.boxes[best], size) == named[str(path)]
 
 
 def test_a_file_that_is_gone_since_it_was_read_has_no_box(tmp_path):
@@ -230,6 +253,30 @@ def defend_checkpoint(make_model, make_data, make_engine):
     engine, model = make_engine(), make_model(distill_epochs=1)
     engine.fit(model, datamodule=make_data())
     return model, engine.best_model_path
+
+
+def test_what_was_defend_with_prototypes_gives_its_teacher():
+    """As the refusal of such a checkpoint says."""
+    old = Path(__file__).parent / "version_0_1" / "defend_prototypes.ckpt"
+    content = torch.load(old, weights_only=True)
+    assert content["hyper_parameters"]["backbone"] == MINIATURE
+    model = ObjectPrototypesModel(MINIATURE, (32, 32))
+    load_weights(model.encoder, str(old), MINIATURE)
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, content["state_dict"][f"model.teacher.{name}"]), name
+
+
+def test_bf16_is_near_float32(trained, make_data, make_engine):
+    model, _ = trained(views="whole+centre+corners")
+    batches = {}
+    for precision in ("32", "bf16-mixed"):
+        found = make_engine(precision=precision).predict(model, datamodule=make_data())
+        batches[precision] = [
+            torch.cat([getattr(batch, name) for batch in found]) for name in ("pred_score", "anomaly_map")
+        ]
+        assert all(box for batch in found for box in batch.box)
+    for exact, rounded in zip(*batches.values(), strict=True):
+        torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
 
 
 def test_weights_are_the_teacher_of_a_defend_checkpoint(trained, defend_checkpoint):

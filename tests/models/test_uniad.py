@@ -127,6 +127,19 @@ def test_noise_is_as_large_as_the_token():
         assert noise[:, start::2].std().item() == pytest.approx(20 * length / 2, rel=0.02)
 
 
+def test_noise_is_that_of_a_loop_in_float64():
+    tokens = torch.randn(2, 3, 5)
+    torch.manual_seed(1)
+    found = add_noise(tokens)
+    torch.manual_seed(1)
+    normal = torch.randn(2, 3, 5).double().tolist()
+    for image, rows in enumerate(tokens.double().tolist()):
+        for place, token in enumerate(rows):
+            length = math.sqrt(sum(value**2 for value in token))
+            expected = [x + 20 * length / 5 * z for x, z in zip(token, normal[image][place], strict=True)]
+            assert found[image, place].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
 def test_layers_start_as_copies_in_what_is_not_linear(model):
     first, second = model.restorer.decoder
     assert torch.equal(first.queries, second.queries)

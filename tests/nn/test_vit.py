@@ -263,7 +263,7 @@ def test_a_default_vit_has_no_classifier():
         ("deit_tiny_patch", (64, 64), "Similar names: deit_tiny_patch16_224"),
         ("vit_tiny_patch16_224.no_such_tag", (64, 64), "no pretrained tag 'no_such_tag'"),
         ("resnet18", (64, 64), "'resnet18' cannot be built as a ViT"),
-        ("beit_base_patch16_224", (64, 64), "is a Beit: only timm's VisionTransformer family.*is supported"),
+        ("beit_base_patch16_224", (64, 64), "is a Beit: only timm's .* family is supported .vit_base_patch16_224, "),
         ("deit_tiny_patch16_224", (60, 64), r"image_size=\(60, 64\) must be a multiple of the patch size \(16, 16\)"),
         ("deit_tiny_patch16_224", (64, 72), r"image_size=\(64, 72\) must be a multiple"),
     ],

@@ -27,7 +27,7 @@ def create_vit(backbone: str, image_size: tuple[int, int], drop_path_rate: float
         ValueError: If the name is not a plain ViT, or the size is not a multiple of its patch size.
     """
     data_config(backbone)  # a wrong name is named as such
-    supported = "only timm's VisionTransformer family (vit_*, deit_*) is supported."
+    supported = "only timm's VisionTransformer family is supported (vit_base_patch16_224, deit_tiny_patch16_224 ...)."
     # on the meta device there is nothing to initialise, and torch would take each of timm's steps in Python
     options = {"weight_init": "skip"} if torch.get_default_device().type == "meta" else {}
     try:
