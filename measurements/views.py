@@ -3,7 +3,7 @@
 ``python -m measurements.views runs/benchmark/objects --plot docs/views.png``: of every model of a finished comparison,
 the passes of its encoder at that encoder's own size that an image takes (by operations), and images a second and
 milliseconds an image of its OpenVINO model (f32, one thread, photographs of 375 x 500 pixels in memory; weights are
-random, which costs the same), beside the comparison's AUROC.
+random, which costs the same), beside the comparison's AUROC. A table for each group of data, the plot of the first.
 """
 
 from __future__ import annotations
@@ -134,19 +134,21 @@ def main() -> None:
     """Print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="folder of the comparison's results")
-    parser.add_argument("--data", default="VOC uni-class, fresh")
+    parser.add_argument("--data", nargs="+", default=["VOC uni-class, fresh"], help="groups of the comparison")
+    parser.add_argument("--reference", help="model to take the differences to; by default the comparison's")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Table([options.results])
+    results = Table([options.results], options.reference)
     with TemporaryDirectory() as scratch:
-        found = rows(results, price(results, options.repeats, Path(scratch)), options.data)
+        prices = price(results, options.repeats, Path(scratch))
     print(describe(1))
-    print(f"Differences to {results.comparison.reference} on {options.data}")
-    print(table(found))
+    for data in options.data:
+        print(f"Differences to {results.comparison.reference} on {data}")
+        print(table(rows(results, prices, data)))
     if options.plot:
-        plot(found, options.data, options.plot)
+        plot(rows(results, prices, options.data[0]), options.data[0], options.plot)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     pytest.importorskip("openvino")
     scores = {("DN2", "dog", 0): make_scores(0, 0.5), ("whole+centre", "dog", 0): make_scores(0, 1.5)}
     write_results(tmp_path, scores, tuple(MODELS), ("dog",), (0,), settings=MODELS)
-    arguments = [str(tmp_path), "--data", "VOC", "--repeats", "1", "--plot", str(tmp_path / "views.png")]
+    arguments = [str(tmp_path), "--data", "VOC", "--repeats", "1", "--reference", "whole+centre"]
+    arguments += ["--plot", str(tmp_path / "views.png")]
     monkeypatch.setattr(sys, "argv", ["views", *arguments])
     views.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     dn2, centre = ([cell.strip() for cell in row.split("|")[1:]] for row in rows[2:])
     assert float(dn2[1]) == pytest.approx(1, rel=0.1)
     assert float(centre[1]) == pytest.approx(2, rel=0.1)
-    assert centre[7].startswith("+0.")
+    assert dn2[7].startswith("-0.")
     assert (tmp_path / "views.png").stat().st_size > 1000

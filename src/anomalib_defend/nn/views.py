@@ -78,15 +78,15 @@ def cut(images: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
 
 
 def distance_map(distances: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
-    """The views' distances [B, V] where they lie: at each pixel the smallest of the views that hold it.
+    """The views' distances or scores [B, V] where they lie: at each pixel the smallest of the views that hold it.
 
     Args:
-        distances: Of each view.
+        distances: Or scores, of each view.
         boxes: Of the views; together they cover the image.
         size: Height and width of the map.
 
     Returns:
-        [B, 1, *size]. The smallest value of a map is the smallest distance.
+        [B, 1, *size]. The smallest value of a map is the smallest of them.
     """
     height, width = size
     rows = torch.arange(height, device=distances.device)[:, None]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ObjectPrototypes(NoveltyDetectorMixin, AnomalibModule):
-    """Distance of an image's best view to prototypes of the normal images, by a frozen pretrained encoder.
+    """Distance of an image and its best view to prototypes of the normal images, by a frozen pretrained encoder.
 
     The prototypes are k-means centres of what the encoder makes of the whole training images (a ViT's [CLS], a CNN's
     pooled features). A new image is looked at as a whole and in parts, each as large as a whole image to the encoder;
@@ -41,8 +41,8 @@ class ObjectPrototypes(NoveltyDetectorMixin, AnomalibModule):
             of ``Defend`` with the same backbone, of which the teacher is taken.
         image_size: [main] Height and width at which the encoder sees each view (one number for both); its own by
             default. Images are resized to what the smallest view needs.
-        views: [main] What is looked at: "whole", "whole+centre" (photographs of scenes and of one centred object),
-            or with the corners "whole+corners", "whole+centre+corners" (scenes). Each costs a pass of the encoder.
+        views: [main] What is looked at: "whole", "whole+centre", or with the corners, for a little more on scenes,
+            "whole+corners", "whole+centre+corners". Each view costs a pass of the encoder.
         head: [main] What views are compared with: "prototypes", or the nearest normal images ("neighbors").
         num_prototypes: Prototypes for each normal category of the data.
         num_neighbors: k of the "neighbors"; the distance is the mean one to the k nearest.

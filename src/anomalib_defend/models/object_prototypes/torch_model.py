@@ -1,4 +1,4 @@
-"""Frozen encoder, and the distance of an image's best view to the normal images.
+"""Frozen encoder, and the distance of an image and its best view to the normal images.
 
 Shapes: B images, V views, D channels.
 """
@@ -20,7 +20,7 @@ Head = Literal["prototypes", "neighbors"]
 
 
 class ObjectPrototypesModel(nn.Module):
-    """Distances of an image's views to the whole normal images; the score is that of the best view.
+    """Distances of an image's views to the whole normal images; the score is the mean of the whole's and the smallest.
 
     Args:
         backbone: Name of a timm encoder.
@@ -87,9 +87,9 @@ class ObjectPrototypesModel(nn.Module):
     def scores(distances: Tensor) -> Tensor:
         """Each view's score from the distances, both [B, V]: the mean of its distance and the whole image's.
 
-        The whole image's own score is its distance, and no further view raises the smallest of the scores. That the
-        whole image counts as much as the best view was chosen off the tables (docs/benchmarks.md, "The layout of the
-        views").
+        The whole image comes first. Its own score is its distance, and no further view raises the smallest of the
+        scores. That the whole image counts as much as the best view was chosen off the tables (docs/benchmarks.md,
+        "The layout of the views").
         """
         return (distances + distances[:, :1]) / 2
 
