@@ -1,6 +1,7 @@
 """Views lie inside the image, show what is there, and their distances are drawn where they lie."""
 
 from itertools import permutations
+from unittest import mock
 
 import pytest
 import torch
@@ -63,12 +64,17 @@ def test_the_sizes_that_are_used_most_need_no_resizing_of_parts():
 
 @given(height=st.integers(2, 90), width=st.integers(2, 90), size=st.tuples(st.integers(2, 40), st.integers(2, 40)))
 def test_a_view_is_the_resized_part(height, width, size):
-    """Not to one column, where torch 2.14 repeats the first row: resize(torch.rand(1, 3, 2, 2), [3, 1])."""
+    """In the engine and, by other means, in exports.
+
+    Not to one column, where torch 2.14 repeats the first row: resize(torch.rand(1, 3, 2, 2), [3, 1]).
+    """
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     for box in BOXES:
         left, top, right, bottom = pixels(box, (height, width))
         expected = resize(images[..., top:bottom, left:right], list(size), antialias=True)
-        torch.testing.assert_close(cut(images, box, size), expected, rtol=0, atol=1e-5)
+        for exported in (False, True):
+            with mock.patch("torch.compiler.is_compiling", return_value=exported):
+                torch.testing.assert_close(cut(images, box, size), expected, rtol=0, atol=1e-5)
 
 
 def test_a_map_by_hand():

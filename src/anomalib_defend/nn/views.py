@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .resize import antialiased_resize
@@ -74,7 +75,9 @@ def cut(images: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
     if (bottom - top, right - left) == size:
         return view
     with torch.autocast(images.device.type, enabled=False):
-        return antialiased_resize(view, size)
+        if torch.compiler.is_compiling():  # torch's own is several times as fast, but is in no exporter
+            return antialiased_resize(view, size)
+        return F.interpolate(view, size, mode="bilinear", antialias=True)
 
 
 def distance_map(distances: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
