@@ -51,9 +51,10 @@ def _auroc(table: Table) -> Figure | None:
                 [mean(values) for _, values in points],
                 [position + _offset(index, len(models)) for position, _ in points],
                 xerr=[stdev(values) if len(values) > 1 else 0 for _, values in points],
-                fmt="o",
+                linestyle="none",
                 markersize=4,
                 label=model,
+                **_style(table, model),
             )
     _label(axes, rows)
     axes.set_xlabel("image AUROC: mean, standard deviation over seeds")
@@ -80,9 +81,10 @@ def _differences(table: Table) -> Figure | None:
                     [value.mean - value.low for _, value in points],
                     [value.high - value.mean for _, value in points],
                 ],
-                fmt="o",
+                linestyle="none",
                 markersize=4,
                 label=model,
+                **_style(table, model),
             )
     axes.axvline(0, color="black", linewidth=0.8)
     _label(axes, rows)
@@ -103,13 +105,19 @@ def _cost(table: Table) -> Figure | None:
         if points:
             drawn = True
             seconds, values = zip(*points, strict=True)
-            axes.scatter(seconds, values, s=20, label=model)
+            axes.scatter(seconds, values, s=20, label=model, **_style(table, model))
     axes.set_xscale("log")
     axes.set_xlabel("training time (s)")
-    axes.set_ylabel("image AUROC, mean of a data set's finished cells")
+    axes.set_ylabel("image AUROC, mean of finished cells")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3)
     return figure if drawn else None
+
+
+def _style(table: Table, model: str) -> dict[str, str]:
+    """The same in all plots; after ten models the colours come again with another marker."""
+    markers, index = "osD^v", table.comparison.models.index(model)
+    return {"color": f"C{index % 10}", "marker": markers[index // 10 % len(markers)]}
 
 
 def _offset(index: int, number: int) -> float:
