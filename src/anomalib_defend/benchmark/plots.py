@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -114,7 +115,7 @@ def _cost(table: Table) -> Figure | None:
     return figure if drawn else None
 
 
-def _style(table: Table, model: str) -> dict[str, str]:
+def _style(table: Table, model: str) -> dict[str, Any]:
     """The same in all plots; after ten models the colours come again with another marker."""
     markers, index = "osD^v", table.comparison.models.index(model)
     return {"color": f"C{index % 10}", "marker": markers[index // 10 % len(markers)]}
