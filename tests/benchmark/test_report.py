@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from sklearn.metrics import roc_auc_score
 
 from anomalib_defend.benchmark.images import wrong_shares
 from anomalib_defend.benchmark.papers import figures, notes
 from anomalib_defend.benchmark.plan import ComparisonError
+from anomalib_defend.benchmark.plots import save_plots
 from anomalib_defend.benchmark.report import markdown
 from anomalib_defend.benchmark.statistics import difference, pair
 from anomalib_defend.benchmark.table import Table
@@ -312,3 +314,17 @@ def test_another_reference(results):
     assert "## Paired difference to A" in markdown(other)
     with pytest.raises(ComparisonError, match="--reference B: there is no such model, only DN2, A"):
         Table([folder], "B")
+
+
+def test_plots_tell_more_than_ten_models_apart(tmp_path, monkeypatch):
+    models = ("DN2", *(f"M{number}" for number in range(12)))
+    write_results(tmp_path, {(model, "dog", 0): make_scores(0, 1) for model in models}, models, ("dog",), (0,))
+    looks = []
+    scatter = Axes.scatter
+    monkeypatch.setattr(
+        Axes,
+        "scatter",
+        lambda *args, **kwargs: looks.append((kwargs["color"], kwargs["marker"])) or scatter(*args, **kwargs),
+    )
+    assert len(save_plots(Table([tmp_path]), tmp_path / "plots")) == 3
+    assert len(set(looks)) == len(models)
