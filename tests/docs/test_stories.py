@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from every_model import SMALL_HEAD
+from every_model import SMALL_NETWORKS
 from PIL import Image
 from safetensors.torch import save_file
 from stories import STORIES, follow, follow_all, run_programs
@@ -12,7 +12,6 @@ from timm import create_model
 import miniatures
 from anomalib_defend import commands
 from anomalib_defend.decision.models import Export
-from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.scoring.exported import is_coarse, rounding
 from anomalib_defend.scoring.judges import margin
 from documents import ROOT, Command, split
@@ -30,8 +29,8 @@ TOLD = {"README.md", "docs/index.md", "docs/your_images.md", "docs/deployment.md
 def folder(tmp_path, monkeypatch):
     """Where a newcomer stands: data, a folder of images, weights, and the files of a clone."""
     monkeypatch.chdir(tmp_path)
-    for name, value in SMALL_HEAD.items():
-        monkeypatch.setattr(dense_prototypes, name, value)
+    for place, name, value in SMALL_NETWORKS:
+        monkeypatch.setattr(place, name, value)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     miniatures.write_voc(tmp_path / "VOC2012")
     miniatures.write_voc(tmp_path / "datasets" / "VOC2012")

@@ -29,15 +29,19 @@ from anomalib_defend import (
     UniAD,
 )
 from anomalib_defend.models.components import NoveltyDetectorMixin
+from anomalib_defend.models.uniad import torch_model as uniad
 from anomalib_defend.nn import dense_prototypes
 from encoders import MINIATURE, MINIATURE_VGG
 
-SMALL_HEAD = {"HIDDEN_DIM": 32, "EMBED_DIM": 16}
+SMALL_NETWORKS = (  # Defend's head would be most of every checkpoint
+    (dense_prototypes, "HIDDEN_DIM", 32),
+    (dense_prototypes, "EMBED_DIM", 16),
+    (uniad, "WIDTH", 16),
+    (uniad, "NUM_LAYERS", 1),
+)
 VIT = {"backbone": MINIATURE, "pre_trained": False}
 TWO_STAGES = {**VIT, "dense_epochs": 1, "distill_epochs": 2, "student_lr": 1e-3, "seed": 0}
-SMALL_UNIAD = {
-    "backbone": "test_efficientnet", "pre_trained": False, "image_size": 128, "width": 16, "num_layers": 1,
-}  # fmt: skip
+SMALL_UNIAD = {"backbone": "test_efficientnet", "pre_trained": False, "image_size": 128}
 FAKES = {"stop_step": 3, "generator_size": 8, "generator_channels": (8, 8), "sampling_steps": 2, "num_fakes": 6}
 
 
@@ -201,7 +205,8 @@ def train(name: str, folder: Path, *, kill_in: int | None = None, ckpt_path: Pat
         engine: What `make_engine` takes.
     """
     torch.set_num_threads(1)
-    vars(dense_prototypes).update(SMALL_HEAD)
+    for place, constant, value in SMALL_NETWORKS:
+        setattr(place, constant, value)
     (row,) = (row for row in ROWS if row.name == name)
     model = row.build(chance=2)
     callbacks = [] if kill_in is None else [At(kill_in, kill)]
@@ -216,5 +221,6 @@ def train(name: str, folder: Path, *, kill_in: int | None = None, ckpt_path: Pat
 
 def command_line(*arguments: object) -> None:
     """anomalib's, with the small head of the rows."""
-    vars(dense_prototypes).update(SMALL_HEAD)
+    for place, constant, value in SMALL_NETWORKS:
+        setattr(place, constant, value)
     forked.anomalib(*arguments)

@@ -5,9 +5,8 @@ from functools import partial
 import pytest
 import torch
 from anomalib.deploy import OpenVINOInferencer
-from every_model import ROWS, SMALL_HEAD, At, checkpoints, make_data, make_engine, state_of, stop, train
+from every_model import ROWS, SMALL_NETWORKS, At, checkpoints, make_data, make_engine, state_of, stop, train
 
-from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import NearestNeighbors
 from forked import run_ranks
 
@@ -16,9 +15,9 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
 @pytest.fixture(autouse=True)
-def small_head(monkeypatch):
-    for name, value in SMALL_HEAD.items():
-        monkeypatch.setattr(dense_prototypes, name, value)
+def small_networks(monkeypatch):
+    for place, name, value in SMALL_NETWORKS:
+        monkeypatch.setattr(place, name, value)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from anomalib.utils.path import create_versioned_dir
 from calls import CALLS
 from every_model import (
     ROWS,
-    SMALL_HEAD,
+    SMALL_NETWORKS,
     At,
     Row,
     arguments_of,
@@ -50,7 +50,6 @@ from anomalib_defend.decision import Calibration, calibration_path, p_value
 from anomalib_defend.decision.table import read_table
 from anomalib_defend.models.components.checkpoints import MODEL_KEY
 from anomalib_defend.models.components.normal_images import NormalImages
-from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.post_processing import NormalQuantilePostProcessor
 from forked import run, run_ranks, start, wait
 from rounding import rounding
@@ -63,11 +62,10 @@ BF16 = 0.03  # numbers of 8 bits in a few layers that are not trained; docs/meas
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_head() -> Iterator[None]:
-    """The projection head would be most of every checkpoint."""
+def small_networks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL_HEAD.items():
-            patch.setattr(dense_prototypes, name, value)
+        for place, name, value in SMALL_NETWORKS:
+            patch.setattr(place, name, value)
         yield
 
 

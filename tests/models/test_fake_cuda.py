@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_model import ROWS, SMALL_HEAD
+from every_model import ROWS, SMALL_NETWORKS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -15,16 +15,15 @@ from anomalib_defend.models.defend.torch_model import DefendModel
 from anomalib_defend.models.fcdd.torch_model import FCDDModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
 from anomalib_defend.models.msad.torch_model import MSADModel
-from anomalib_defend.nn import dense_prototypes
 from anomalib_defend.nn.normality import Center, Clusters, NearestNeighbors
 
 CUDA = "cuda:0"
 
 
 @pytest.fixture(autouse=True)
-def small_head(monkeypatch):
-    for name, value in SMALL_HEAD.items():
-        monkeypatch.setattr(dense_prototypes, name, value)
+def small_networks(monkeypatch):
+    for place, name, value in SMALL_NETWORKS:
+        monkeypatch.setattr(place, name, value)
 
 
 @pytest.fixture

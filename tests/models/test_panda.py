@@ -56,7 +56,7 @@ def test_a_step_is_clipped_and_weight_decay_is_not(make_data, make_engine, tmp_p
     pretrained = PANDAModel(encoders.MINIATURE, (32, 32))
     torch.save(pretrained.encoder.state_dict(), tmp_path / "weights.pth")
     lr, decay, clip = 0.5, 5e-5, 1e-3
-    model = PANDA(**TINY, weights=str(tmp_path / "weights.pth"), epochs=1, lr=lr, momentum=0.0)
+    model = PANDA(**TINY, weights=str(tmp_path / "weights.pth"), epochs=1, lr=lr)
     make_engine(limit_train_batches=1).fit(model, datamodule=make_data())
     load_weights(pretrained.encoder, tmp_path / "weights.pth")
     moved = [
@@ -71,7 +71,7 @@ def test_a_step_is_clipped_and_weight_decay_is_not(make_data, make_engine, tmp_p
     ("arguments", "message"),
     [
         ({"epochs": 0}, "epochs=0 must be at least 1"),
-        ({"momentum": -1}, "momentum=-1 must be at least 0 and at most 1"),
+        ({"lr": -1}, "lr=-1 must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -41,12 +41,15 @@ class TuneEncoder(Stage):
         _ = run.images.loader  # is there
         return super().plan(run)
 
+    @property
+    def momentum(self) -> float:
+        """Of SGD, where it is an argument."""
+        return float(self.arguments["momentum"])
+
     def optimizers(self) -> torch.optim.SGD:
         """SGD with a constant learning rate."""
         trained = [parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad]
-        return torch.optim.SGD(
-            trained, self.arguments["lr"], momentum=self.arguments["momentum"], weight_decay=WEIGHT_DECAY
-        )
+        return torch.optim.SGD(trained, self.arguments["lr"], momentum=self.momentum, weight_decay=WEIGHT_DECAY)
 
     def enter(self, run: Run) -> None:
         """Find the centre, unless a checkpoint has brought it."""

@@ -39,7 +39,6 @@ class PANDA(NoveltyDetectorMixin, AnomalibModule):
         image_size: Input height and width (one number for both); the encoder's own by default.
         epochs: [main] Epochs.
         lr: [main] Learning rate of SGD; the gradient's norm is clipped to 1e-3.
-        momentum: Of SGD.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
             By default 0.05, or what the checkpoint has.
         seed: [main] Seeds everything when ``fit`` starts; give it for a reproducible run from the command line. Without
@@ -69,7 +68,6 @@ class PANDA(NoveltyDetectorMixin, AnomalibModule):
         image_size: tuple[int, int] | int | None = None,
         epochs: int = 15,
         lr: float = 1e-2,
-        momentum: float = 0.9,
         target_fpr: float | None = None,
         seed: int | None = None,
         pre_processor: PreProcessor | bool = True,
@@ -77,7 +75,7 @@ class PANDA(NoveltyDetectorMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: ImageVisualizer | bool = True,
     ) -> None:
-        check_ranges(epochs=(epochs, 1, None), lr=(lr, 0, None), momentum=(momentum, 0, 1))
+        check_ranges(epochs=(epochs, 1, None), lr=(lr, 0, None))
         data = self.input_data(backbone, image_size)
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)
         self.model = self.build()

@@ -19,6 +19,7 @@ class CompactnessStage(TuneEncoder):
     """Tune the encoder by the distance to the centre."""
 
     loss_name = "compactness_loss"
+    momentum = 0.9
     gradient_clip = 1e-3  # the brake: a step is at most lr times this; weight decay comes on top
     model: PANDAModel
 

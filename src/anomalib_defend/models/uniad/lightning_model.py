@@ -39,8 +39,6 @@ class UniAD(NoveltyDetectorMixin, AnomalibModule):
         image_size: [main] Input height and width (one number for both), multiples of 16 and at least 128.
         epochs: [main] Epochs.
         lr: Learning rate; it drops to a tenth after four fifths of the epochs.
-        width: Channels of the transformer.
-        num_layers: Layers of the transformer's encoder, and of its decoder.
         score: [main] "mean" of the map, or its "max" after averaging over 16 x 16 pixels, for small defects.
         target_fpr: [main] Share of normal images that may be called novel; sets the threshold on the validation images.
             By default 0.05, or what the checkpoint has.
@@ -56,7 +54,7 @@ class UniAD(NoveltyDetectorMixin, AnomalibModule):
     """
 
     distinctive_tensor = "model.restorer.rows"
-    architecture = ("backbone", "width", "num_layers", "score")
+    architecture = ("backbone", "score")
     stage_names = (RestorationStage.name,)
     own_on_resume = ("epochs",)
     pretrained_part = "encoder"
@@ -70,8 +68,6 @@ class UniAD(NoveltyDetectorMixin, AnomalibModule):
         image_size: tuple[int, int] | int = 224,
         epochs: int = 1000,
         lr: float = 1e-4,
-        width: int = 256,
-        num_layers: int = 4,
         score: Score = "mean",
         target_fpr: float | None = None,
         seed: int | None = None,
@@ -80,7 +76,7 @@ class UniAD(NoveltyDetectorMixin, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: ImageVisualizer | bool = True,
     ) -> None:
-        check_ranges(epochs=(epochs, 1, None), lr=(lr, 0, None), num_layers=(num_layers, 1, None))
+        check_ranges(epochs=(epochs, 1, None), lr=(lr, 0, None))
         check_choices(score=(score, get_args(Score)))
         data = self.input_data(backbone, image_size)
         super().__init__(pre_processor, post_processor, evaluator, visualizer, target_fpr=target_fpr, data=data)

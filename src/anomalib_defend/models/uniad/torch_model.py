@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from anomalib_defend.nn.encoder import create_encoder
 from anomalib_defend.nn.resize import check_size
 
-from .transformer import HEADS, SMALLEST_GRID, Restorer
+from .transformer import SMALLEST_GRID, Restorer
 
 Score = Literal["mean", "max"]
 
 STRIDE = 16  # of the grid
+WIDTH, NUM_LAYERS = 256, 4  # channels of the transformer; layers of its encoder, and of its decoder
 NOISE = 20.0
 POOL = 16  # pixels that the map is averaged over before its maximum
 
@@ -31,8 +32,6 @@ class UniADModel(nn.Module):
     Args:
         backbone: Name of a timm encoder whose features have one resolution for each halving, down to a sixteenth.
         image_size: Height and width of the input, multiples of 16.
-        width: Channels of the transformer, a multiple of 16.
-        num_layers: Of the transformer's encoder, and of its decoder.
         score: The mean of the map, or its largest average over 16 x 16 pixels.
 
     Raises:
@@ -41,9 +40,7 @@ class UniADModel(nn.Module):
 
     encoder: Any  # timm's methods are not those of every module
 
-    def __init__(
-        self, backbone: str, image_size: tuple[int, int], width: int = 256, num_layers: int = 4, score: Score = "mean"
-    ) -> None:
+    def __init__(self, backbone: str, image_size: tuple[int, int], score: Score = "mean") -> None:
         super().__init__()
         grid = (image_size[0] // STRIDE, image_size[1] // STRIDE)
         if image_size[0] % STRIDE or image_size[1] % STRIDE or min(grid) < SMALLEST_GRID:
@@ -53,16 +50,11 @@ class UniADModel(nn.Module):
                 "7 x 7 around it, and must see others."
             )
             raise ValueError(msg)
-        if width % (2 * HEADS):
-            msg = (
-                f"width={width} must be a multiple of {2 * HEADS}: it is divided among {HEADS} heads, rows and columns."
-            )
-            raise ValueError(msg)
         self.image_size, self.grid, self.score = image_size, grid, score
         self.encoder = create_encoder(backbone, image_size).eval().requires_grad_(False)
         self.levels, channels = _levels(self.encoder, backbone)
-        self.into, self.out = nn.Linear(channels, width), nn.Linear(width, channels)
-        self.restorer = Restorer(grid, width, num_layers)
+        self.into, self.out = nn.Linear(channels, WIDTH), nn.Linear(WIDTH, channels)
+        self.restorer = Restorer(grid, WIDTH, NUM_LAYERS)
         for layer in (self.into, self.out):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
