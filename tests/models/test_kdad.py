@@ -236,6 +236,19 @@ def test_an_export_says_that_it_has_no_map(monkeypatch, caplog, tmp_path):
     assert "depends on each pixel" in model.map_note
 
 
+@pytest.mark.slow
+def test_an_openvino_model_has_no_map_and_the_user_is_told(make_data, make_engine, caplog, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    model = KDAD(**VGG, epochs=1)
+    make_engine().fit(model, datamodule=make_data())
+    with caplog.at_level(logging.WARNING):
+        file = model.to_openvino(tmp_path)
+    assert "has no heat map" in caplog.text
+    names = {name for output in openvino.Core().read_model(file).outputs for name in output.names}
+    assert "pred_score" in names
+    assert "anomaly_map" not in names
+
+
 def test_weights_of_a_whole_vgg_are_taken(tmp_path):
     """Its fully connected layers are left out where the teacher has none, and only there."""
     whole = timm.create_model(encoders.MINIATURE_VGG, num_classes=2)
