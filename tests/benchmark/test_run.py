@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import fake_cell
 import pandas as pd
 import pytest
 import torch
@@ -26,37 +27,11 @@ from anomalib_defend.benchmark.plan import Cell, ComparisonError, save
 from anomalib_defend.commands import main
 from anomalib_defend.nn.vit import create_vit
 
-# What a cell leaves behind, in a fraction of a second; its model's arguments say how it behaves
-FAKE_CELL = """
-import csv, pathlib, sys, yaml
-job = yaml.safe_load(open("job.yaml"))
-model = job["benchmark"]["model"]
-args = model["init_args"]
-with open(args["runs"], "a") as file:
-    file.write(pathlib.Path.cwd().name + "\\n")
-if "error" in args:
-    print("Traceback"); print(args["error"]); sys.exit(1)
-folder = pathlib.Path("runs/benchmark/today"); folder.mkdir(parents=True)
-row = {"accelerator": job["accelerator"], "job_duration": 3, "fit_duration": 2, "test_duration": 1}
-row |= {"seed": job["benchmark"]["seed"], "model.class_path": model["class_path"], "data.class_path": "D"}
-row |= args.get("row", {"image_AUROC": 0.75})
-with open(folder / "results.csv", "w") as file:
-    writer = csv.DictWriter(file, row); writer.writeheader()
-    for _ in range(args.get("rows", 1)):
-        writer.writerow(row)
-scores = [("a.png", 0, 0.1), ("b.png", 0, 0.6), ("c.png", 1, 0.4), ("d.png", 1, 0.9)]
-with open("scores.csv", "w") as file:
-    csv.writer(file).writerows([("image_path", "label", "score"), *scores])
-machine = {"images_per_second": 10.0, "parameters": 1000, "peak_memory_gb": 0.5, "machine": "M"}
-pathlib.Path("measured.json").write_text(__import__("json").dumps(machine))
-"""
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run models, given by name and arguments, on two categories with fake cells; what ran is in ``run.cells()``."""
-    (tmp_path / "cell.py").write_text(FAKE_CELL)
-    monkeypatch.setattr(driver, "COMMAND", [sys.executable, str(tmp_path / "cell.py")])
+    monkeypatch.setattr(driver, "RUN", fake_cell.run)
     log = tmp_path / "log"
 
     def comparison(models, categories):
@@ -135,6 +110,14 @@ def test_a_failing_cell_is_told_and_the_others_run(run):
     assert folders(run) == names(("A", "dog"), ("A", "cat"), ("Broken", "dog"), ("Broken", "cat"))
     assert run({"Broken": {}, "A": {}}) == {}  # mended: it is tried again, and nothing else
     assert folders(run) == names(("Broken", "dog"), ("Broken", "cat"))
+
+
+def test_a_cell_that_is_killed_is_told(run):
+    """As the kernel does where memory is short."""
+    assert run({"Big": {"signal": 9}, "A": {}}, ["dog"]) == {
+        "Big | VOC | dog | seed 0": "the process was ended by signal 9"
+    }
+    assert folders(run) == names(("A", "dog"), ("Big", "dog"))
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,17 @@
-"""One cell: anomalib's benchmark pipeline with one job, in a process and folder of its own.
-
-``python -m anomalib_defend.benchmark.cell`` in the folder of the cell, where ``job.yaml`` lies.
-"""
+"""One cell: anomalib's benchmark pipeline with one job, in a process and folder of its own."""
 
 from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from anomalib_defend.post_processing.processes import categories_of
 from .build import build
 from .machine import describe, peak_gib
 
-JOB, SCORES, MEASURED = "job.yaml", "scores.csv", "measured.json"
+JOB, LOG, SCORES, MEASURED = "job.yaml", "log.txt", "scores.csv", "measured.json"
 
 
 class Measure(Callback):
@@ -139,14 +137,34 @@ class _FirstError(logging.Handler):
 
 
 def _end_with_parent() -> None:
-    """The driver holds the other end of standard input: it closes when the driver ends, in whichever way."""
-    os.read(sys.stdin.fileno(), 1)  # not through the buffer, whose lock the interpreter needs at its end
-    os._exit(1)
+    """End when the driver does, in whichever way."""
+    if (driver := multiprocessing.parent_process()) is not None:
+        driver.join()
+        os._exit(1)
 
 
-def main() -> int:
-    """Run the job; the exit status tells whether it worked."""
+def run(folder: Path, environment: Mapping[str, str], threads: int) -> None:
+    """Run the job of a folder and end the process; its exit status tells whether it worked.
+
+    Args:
+        folder: Holds ``job.yaml``; everything is left there, the output as ``log.txt``.
+        environment: The variables of the process, which may be forked from one that has others.
+        threads: torch threads.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "setsid"):  # not on Windows: what the terminal interrupts is the driver
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for output in (1, 2):
+        os.dup2(log, output)
+    torch.set_num_threads(threads)
+    sys.exit(_run_job())
+
+
+def _run_job() -> int:
     first = _FirstError()
     logging.getLogger().handlers = [first, logging.StreamHandler(sys.stdout)]
     CellPipeline().run(Namespace(config=JOB))
@@ -158,7 +176,3 @@ def main() -> int:
     sys.stdout.flush()
     traceback.print_exception(error)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import queue
 import shutil
-import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 import yaml
@@ -21,11 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .budget import Budget, clock
 from .build import Size
-from .cell import JOB
+from .cell import JOB, LOG
+from .cell import run as run_job
 from .plan import Cell, Comparison, ComparisonError
-from .results import ERROR, LOG, Result, ResultError, finish, read_result
+from .results import ERROR, Result, ResultError, finish, read_result
 
-COMMAND = [sys.executable, "-m", f"{__package__}.cell"]
+RUN = run_job
 _QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 Echo = Callable[[str], None]
@@ -183,76 +187,88 @@ class _Display:
             self._progress.update(self._task, advance=1, left=left)
 
 
+class _Running(NamedTuple):
+    """A cell at work."""
+
+    cell: Cell
+    slot: int
+    start: float
+    process: BaseProcess
+
+
 def _run_all(
     cells: list[Cell], sizes: Mapping[str, Size], folder: Path, jobs: int, threads: int, display: _Display
 ) -> dict[str, str]:
     """Run cells side by side; returns the errors."""
     display.begin(cells)
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
-    running: dict[int, subprocess.Popen[bytes]] = {}
+    waiting, free = deque(cells), list(range(jobs))
+    running: dict[int, _Running] = {}  # by what becomes ready when the process ends
     errors = {}
-    executor = ThreadPoolExecutor(jobs)
-    futures: dict[Future[Result | str], Cell] = {
-        executor.submit(_run_cell, cell, sizes[cell.key], folder / cell.folder, threads, slots, running): cell
-        for cell in cells
-    }
+
+    def end(cell: Cell, outcome: Result | str) -> None:
+        if isinstance(outcome, str):
+            errors[str(cell)] = outcome
+            with suppress(OSError):
+                text = f"{cell.key}\n{outcome}\n"
+                (folder / cell.folder / ERROR).write_text(text, encoding="utf-8", errors="backslashreplace")
+        display.end(cell, outcome)
+
     try:
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                outcome = future.result()
-                if isinstance(outcome, str):
-                    errors[str(futures[future])] = outcome
-                display.end(futures[future], outcome)
+        while waiting or running:
+            while waiting and free:
+                cell, slot, start = waiting.popleft(), free.pop(), time.perf_counter()
+                try:
+                    process = _start(cell, folder / cell.folder, threads, slot)
+                except OSError as error:  # a full disk, for instance, ends this cell alone
+                    free.append(slot)
+                    end(cell, str(error))
+                else:
+                    running[process.sentinel] = _Running(cell, slot, start, process)
+            for ended in connection.wait(list(running)) if running else ():
+                cell, slot, start, process = running.pop(cast(int, ended))
+                process.join()
+                free.append(slot)
+                end(cell, _outcome(cell, folder / cell.folder, process.exitcode, time.perf_counter() - start, sizes))
     finally:  # interrupted: nothing goes on
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in list(running.values()):
+        for _, _, _, process in running.values():
             process.kill()
     return errors
 
 
-def _run_cell(
-    cell: Cell,
-    size: Size,
-    folder: Path,
-    threads: int,
-    slots: queue.SimpleQueue[int],
-    running: dict[int, subprocess.Popen[bytes]],
-) -> Result | str:
-    """Run one cell in an emptied folder; returns its checked result, or the last line of its error."""
-    slot = slots.get()
-    start = time.perf_counter()
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        (folder / JOB).write_text(yaml.safe_dump(cell.job, sort_keys=False))
-        with (folder / LOG).open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - this package's own module
-                COMMAND,
-                cwd=folder,
-                env=_environment(cell, threads, slot),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            running[slot] = process
-            status = process.wait()
-        if status == 0:
-            return finish(folder, cell, time.perf_counter() - start, vars(size))
-        error = _last_line(folder / LOG) if status > 0 else f"the process was ended by signal {-status}"
-    except (ResultError, OSError) as caught:  # a full disk, for instance, ends this cell alone
-        error = str(caught)
+def _start(cell: Cell, folder: Path, threads: int, slot: int) -> BaseProcess:
+    """Start one cell in an emptied folder: forked, where that is safe, from a process that has imported everything."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / JOB).write_text(yaml.safe_dump(cell.job, sort_keys=False))
+    environment = _environment(cell, threads, slot)
+    process = _context().Process(target=RUN, args=(folder, environment, threads))
+    own = dict(os.environ)
+    try:  # threads and warnings are settled by the imports
+        os.environ.update(environment)
+        process.start()
     finally:
-        running.pop(slot, None)
-        slots.put(slot)
-    with suppress(OSError):
-        (folder / ERROR).write_text(f"{cell.key}\n{error}\n", encoding="utf-8", errors="backslashreplace")
-    return error
+        os.environ.clear()
+        os.environ.update(own)
+    return process
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([run_job.__module__])
+    return context
+
+
+def _outcome(cell: Cell, folder: Path, status: int | None, seconds: float, sizes: Mapping[str, Size]) -> Result | str:
+    """The checked result of a cell that has ended, or the last line of its error."""
+    try:
+        if status == 0:
+            return finish(folder, cell, seconds, vars(sizes[cell.key]))
+        return f"the process was ended by signal {-status}" if status and status < 0 else _last_line(folder / LOG)
+    except (ResultError, OSError) as error:
+        return str(error)
 
 
 def _environment(cell: Cell, threads: int, slot: int) -> dict[str, str]:

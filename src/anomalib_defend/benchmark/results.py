@@ -13,7 +13,7 @@ import pandas as pd
 from .cell import MEASURED, SCORES
 from .plan import Cell
 
-LOG, RESULT, ERROR = "log.txt", "result.json", "error.txt"
+RESULT, ERROR = "result.json", "error.txt"
 _COLUMNS = (
     "accelerator",
     "job_duration",
