@@ -150,6 +150,16 @@ def measured(run):
     result.write_text(json.dumps({**json.loads(result.read_text()), "seconds": 103}))
 
 
+def test_the_time_is_told_once_something_of_each_model_is_measured(run):
+    """While other cells go on: no core waits for the last of the first ones."""
+    assert run({"A": {}, "B": {"k": 1}}, ["dog", "cat", "cow"], jobs=2) == {}
+    [told] = [number for number, line in enumerate(run.lines) if line.startswith("Time budget of")]
+    before = [line for line in run.lines[:told] if line.startswith("[")]
+    assert {line.partition("] ")[2][0] for line in before} == {"A", "B"}
+    assert run.lines[told].startswith(f"Time budget of {6 - len(before)} cells")
+    assert not [line for line in before[:-1] if " left" in line]
+
+
 def test_the_budget_rests_on_finished_cells(run, measured):
     run({"A": {}}, jobs=5)  # cat has twice dog's training images: 100 + 2 * 2 + 1 s
     assert "Together 0:00:21 with --jobs 5." in run.lines
@@ -180,9 +190,8 @@ def test_no_line_wraps_on_a_terminal(run):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=60)
     cell = Cell("A", "VOC", "dog", 0, {}, {}, {}, "cpu")
-    display = driver._Display(Budget([]), {}, total=1, jobs=1, echo=print, console=console)
+    display = driver._Display(Budget([]), {}, [cell], [], jobs=1, echo=print, console=console)
     with display:
-        display.begin([cell])
         display.end(cell, "ValueError: " + "long " * 30)
     lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", screen.getvalue())]
     assert max(map(len, lines)) <= 60

@@ -89,13 +89,9 @@ def run_missing(
         _tell(budget, missing, sizes, jobs, echo)
     folder.mkdir(parents=True, exist_ok=True)
     rest = [cell for cell in missing if cell not in pilots]
-    display = _Display(budget, sizes, len(missing), jobs, echo)
+    display = _Display(budget, sizes, pilots, rest, jobs, echo)
     with _alone(folder), display:
-        failed = _run_all(pilots, sizes, folder, jobs, threads, display)
-        if pilots and rest:
-            _tell(budget, rest, sizes, jobs, display.echo)
-        failed |= _run_all(rest, sizes, folder, jobs, threads, display)
-    return failed
+        return _run_all([*pilots, *rest], sizes, folder, jobs, threads, display)
 
 
 def _missing(comparison: Comparison, folder: Path) -> tuple[list[Cell], Budget]:
@@ -142,13 +138,15 @@ class _Display:
         self,
         budget: Budget,
         sizes: Mapping[str, Size],
-        total: int,
+        pilots: list[Cell],
+        rest: list[Cell],
         jobs: int,
         echo: Echo,
         console: Console | None = None,
     ) -> None:
-        self._budget, self._sizes, self._total, self._jobs = budget, sizes, total, jobs
-        self._left: list[Cell] = []
+        self._budget, self._sizes, self._jobs = budget, sizes, jobs
+        self._pilots, self._left = list(pilots), [*pilots, *rest]
+        self._total = len(self._left)
         self._done = 0
         console = console or Console()
         self._progress = None
@@ -156,7 +154,7 @@ class _Display:
         if console.is_terminal:
             columns = (TextColumn("cells"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn())
             self._progress = Progress(*columns, TextColumn("{task.fields[left]}"), console=console, expand=True)
-            self._task = self._progress.add_task("cells", total=total, left="")
+            self._task = self._progress.add_task("cells", total=self._total, left="")
             # one line each, cut where the terminal ends; errors are told in full at the end
             self.echo = partial(console.print, markup=False, highlight=False, no_wrap=True, overflow="ellipsis")
 
@@ -167,10 +165,6 @@ class _Display:
     def __exit__(self, *_error: object) -> None:
         if self._progress:
             self._progress.stop()
-
-    def begin(self, cells: list[Cell]) -> None:
-        """Take cells in."""
-        self._left += cells
 
     def end(self, cell: Cell, outcome: Result | str) -> None:
         """Show one cell's outcome and the time that is left."""
@@ -185,6 +179,10 @@ class _Display:
         self.echo(f"[{self._done}/{self._total}] {cell}: {text}{', ' if left else ''}{left}")
         if self._progress:
             self._progress.update(self._task, advance=1, left=left)
+        if cell in self._pilots:
+            self._pilots.remove(cell)
+            if self._left and not self._pilots:
+                _tell(self._budget, self._left, self._sizes, self._jobs, self.echo)
 
 
 class _Running(NamedTuple):
@@ -200,7 +198,6 @@ def _run_all(
     cells: list[Cell], sizes: Mapping[str, Size], folder: Path, jobs: int, threads: int, display: _Display
 ) -> dict[str, str]:
     """Run cells side by side; returns the errors."""
-    display.begin(cells)
     waiting, free = deque(cells), list(range(jobs))
     running: dict[int, _Running] = {}  # by what becomes ready when the process ends
     errors = {}
