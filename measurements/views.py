@@ -3,15 +3,17 @@
 ``python -m measurements.views runs/benchmark/objects --plot docs/views.png``: of every model of a finished comparison,
 the passes of its encoder at that encoder's own size that an image takes (by operations), and images a second and
 milliseconds an image of its OpenVINO model (f32, one thread, photographs of 375 x 500 pixels in memory; weights are
-random, which costs the same), beside the comparison's AUROC. A table for each group of data, the plot of the first.
+random, which costs the same), beside the comparison's AUROC, its difference to the comparison's reference, and that to
+the best model of the same encoder that looks once at an image and takes no more passes. A table for each group of data,
+the plot of the first.
 """
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,7 +74,7 @@ def fitted(settings: dict[str, Any], folder: Path) -> AnomalibModule:
 def price(results: Table, repeats: int, scratch: Path) -> dict[str, Price]:
     """Of all models with a finished cell, taking turns."""
     write_photographs(scratch / "normal", TRAINING)
-    settings = {cell.model: cell.model_settings for cell, _ in results.results}
+    settings = _settings(results)
     images = random_images(BATCH, PHOTOGRAPH)
     passes: dict[str, float] = {}
     contenders: dict[str, Callable[[], object]] = {}
@@ -88,25 +90,52 @@ def price(results: Table, repeats: int, scratch: Path) -> dict[str, Price]:
     return {name: Price(passes[name], times[f"{name}, alone"], times[f"{name}, batched"] / BATCH) for name in passes}
 
 
-def rows(results: Table, prices: dict[str, Price], data: str) -> list[dict[str, object]]:
-    """A row for each model that has an AUROC on the data."""
+def _settings(results: Table) -> dict[str, dict[str, Any]]:
+    """Of all models with a finished cell."""
+    return {cell.model: cell.model_settings for cell, _ in results.results}
+
+
+def rows(against: Callable[[str | None], Table], prices: dict[str, Price], data: str) -> list[dict[str, object]]:
+    """A row for each model that has an AUROC on the data; differences are ``against`` a model, or the reference."""
+    results = against(None)
+    settings = _settings(results)
     row, found = results.last_row(data), []
     for name, cost in prices.items():
         values = results.values(name, data, row)
         if values:
+            rival = best_rival(name, results, prices, data)
             found.append(
                 {
                     "model": name,
+                    "encoder": settings[name]["init_args"]["backbone"],
                     "passes": cost.passes,
                     "ms, alone": cost.alone,
                     f"ms, in {BATCH}": cost.batched,
                     f"images/s, in {BATCH}": 1000 / cost.batched,
                     "seeds": len(values),
-                    "AUROC": f"{sum(values) / len(values):.3f}",
+                    "AUROC": f"{mean(values):.3f}",
                     "difference": _text(results.difference(name, data, row)),
+                    "best rival": rival,
+                    "difference to it": _text(against(rival).difference(name, data, row)) if rival else None,
                 }
             )
     return found
+
+
+def best_rival(name: str, results: Table, prices: dict[str, Price], data: str) -> str | None:
+    """The best other model of the same encoder that looks once at an image, for no more passes (1 % more is none)."""
+    settings = {model: chosen["init_args"] for model, chosen in _settings(results).items()}
+    row, own = results.last_row(data), settings[name]["backbone"]
+    values = {
+        other: mean(found)
+        for other, cost in prices.items()
+        if other != name
+        and settings[other]["backbone"] == own
+        and "+" not in settings[other].get("views", "")
+        and cost.passes <= 1.01 * prices[name].passes
+        and (found := results.values(other, data, row))
+    }
+    return max(values, key=values.__getitem__, default=None)
 
 
 def _text(found: Difference | str | None) -> str | None:
@@ -117,9 +146,12 @@ def plot(found: list[dict[str, object]], data: str, path: Path) -> None:
     """AUROC against the milliseconds of an image in a batch."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
+    encoders = list(dict.fromkeys(row["encoder"] for row in found))
     for row in found:
         place = (float(str(row[f"ms, in {BATCH}"])), float(str(row["AUROC"])))
-        axes.scatter(*place, s=25, marker="s" if "DN2" in str(row["model"]) else "o", color="black")
+        axes.scatter(
+            *place, s=25, marker="s" if "DN2" in str(row["model"]) else "o", color=f"C{encoders.index(row['encoder'])}"
+        )
         below = "+" in str(row["model"])  # views lie near larger inputs
         axes.annotate(str(row["model"]), place, xytext=(5, -10 if below else 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
@@ -140,15 +172,16 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Table([options.results], options.reference)
+    against = cache(lambda name: Table([options.results], name or options.reference))
+    results = against(None)
     with TemporaryDirectory() as scratch:
         prices = price(results, options.repeats, Path(scratch))
     print(describe(1))
     for data in options.data:
         print(f"Differences to {results.comparison.reference} on {data}")
-        print(table(rows(results, prices, data)))
+        print(table(rows(against, prices, data)))
     if options.plot:
-        plot(rows(results, prices, options.data[0]), options.data[0], options.plot)
+        plot(rows(against, prices, options.data[0]), options.data[0], options.plot)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,12 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["views", *arguments])
     views.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    dn2, centre = ([cell.strip() for cell in row.split("|")[1:]] for row in rows[2:])
-    assert float(dn2[1]) == pytest.approx(1, rel=0.1)
-    assert float(centre[1]) == pytest.approx(2, rel=0.1)
-    assert dn2[7].startswith("-0.")
+    names, _, *cells = ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)
+    dn2, centre = (dict(zip(names, row, strict=True)) for row in cells)
+    assert float(dn2["passes"]) == pytest.approx(1, rel=0.1)
+    assert float(centre["passes"]) == pytest.approx(2, rel=0.1)
+    assert dn2["difference"].startswith("-0.")
+    assert dn2["best rival"] == "-"
+    assert centre["best rival"] == "DN2"
+    assert centre["difference to it"] == dn2["difference"].replace("-", "+", 1) or centre["difference to it"][0] == "+"
     assert (tmp_path / "views.png").stat().st_size > 1000
