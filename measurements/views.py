@@ -179,7 +179,8 @@ def main() -> None:
     print(describe(1))
     for data in options.data:
         print(f"Differences to {results.comparison.reference} on {data}")
-        print(table(rows(against, prices, data)))
+        found = rows(against, prices, data)
+        print(table([{name: value for name, value in row.items() if name != "encoder"} for row in found]))
     if options.plot:
         plot(rows(against, prices, options.data[0]), options.data[0], options.plot)
 
