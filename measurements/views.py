@@ -66,7 +66,8 @@ def fitted(settings: dict[str, Any], folder: Path) -> AnomalibModule:
     arguments = {**settings["init_args"], "weights": None, "pre_trained": False, "visualizer": False}
     model = build("model", {**settings, "init_args": arguments})
     data = SemanticFolder(folder, "normal", num_workers=0, seed=0)
-    quiet = {"enable_progress_bar": False, "logger": False, "accelerator": "cpu", "devices": 1}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    quiet |= {"accelerator": "cpu", "devices": 1}
     Engine(default_root_dir=folder / "runs", **quiet).fit(model, datamodule=data)
     return model.eval()
 
@@ -146,14 +147,20 @@ def plot(found: list[dict[str, object]], data: str, path: Path) -> None:
     """AUROC against the milliseconds of an image in a batch."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    encoders = list(dict.fromkeys(row["encoder"] for row in found))
+    colors: dict[object, str] = {}
     for row in found:
         place = (float(str(row[f"ms, in {BATCH}"])), float(str(row["AUROC"])))
-        axes.scatter(
-            *place, s=25, marker="s" if "DN2" in str(row["model"]) else "o", color=f"C{encoders.index(row['encoder'])}"
+        name = str(row["model"]).rpartition(", ")[2]
+        new = row["encoder"] not in colors
+        color = colors.setdefault(row["encoder"], f"C{len(colors)}")
+        marker = "s" if name.startswith("DN2") else "o"
+        axes.scatter(*place, s=25, marker=marker, color=color, label=row["encoder"] if new else None)
+        left = "+" in name  # views lie near larger inputs
+        offset = (-5, -3) if left else (5, -3)
+        axes.annotate(
+            name, place, xytext=offset, textcoords="offset points", fontsize=8, ha="right" if left else "left"
         )
-        below = "+" in str(row["model"])  # views lie near larger inputs
-        axes.annotate(str(row["model"]), place, xytext=(5, -10 if below else 4), textcoords="offset points", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel(f"milliseconds an image, OpenVINO f32, one thread, batches of {BATCH}")
     axes.set_ylabel(f"image AUROC, {data}")

@@ -22,7 +22,7 @@ FEW = ["--data.max_train_images", "40", "--data.max_test_images", "40"]
 THE_PAGES = {"outlier_dir", "seed"}  # what a page says about these is right for a miniature, too
 PYTHON = {
     "Defend(seed=0)": "Defend('vit_digits_patch8_96', seed=0, image_size=32, dense_epochs=0, distill_epochs=1)",
-    'ObjectPrototypes("deit_tiny_patch16_224")': "ObjectPrototypes('vit_digits_patch8_96', image_size=32)",
+    'ObjectPrototypes("tf_efficientnet_lite2.in1k"': "ObjectPrototypes('vit_digits_patch8_96', image_size=32",
     "Engine()": "Engine(accelerator='cpu', devices=1)",
     '["dog", "cat"])': '["dog", "cat"], num_workers=0)',
 }
