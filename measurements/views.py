@@ -67,8 +67,7 @@ def fitted(settings: dict[str, Any], folder: Path) -> AnomalibModule:
     model = build("model", {**settings, "init_args": arguments})
     data = SemanticFolder(folder, "normal", num_workers=0, seed=0)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    quiet |= {"accelerator": "cpu", "devices": 1}
-    Engine(default_root_dir=folder / "runs", **quiet).fit(model, datamodule=data)
+    Engine(default_root_dir=folder / "runs", accelerator="cpu", devices=1, **quiet).fit(model, datamodule=data)
     return model.eval()
 
 
