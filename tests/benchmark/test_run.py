@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import re
 import signal
 import subprocess
@@ -326,6 +327,20 @@ def test_one_run_at_a_time_works_in_a_folder(run):
     with driver._alone(run.folder), pytest.raises(ComparisonError, match="another run is working in"):
         run({"A": {}})
     assert run({"A": {}}) == {}
+
+
+def test_cells_where_nothing_is_forked(run, monkeypatch):
+    """As on macOS, on Windows, and with a GPU."""
+    monkeypatch.setattr(driver, "_context", lambda _: multiprocessing.get_context("spawn"))
+    assert run({"A": {}, "Broken": {"error": "ValueError: no"}}, ["dog"]) == {
+        "Broken | VOC | dog | seed 0": "ValueError: no"
+    }
+    assert folders(run) == names(("A", "dog"), ("Broken", "dog"))
+
+
+def test_no_cell_that_wants_a_gpu_is_forked():
+    assert driver._context("cuda").get_start_method() == "spawn"
+    assert driver._context("cpu").get_start_method() == ("forkserver" if sys.platform == "linux" else "spawn")
 
 
 def test_a_full_disk_fails_the_cell_and_not_the_others(run, monkeypatch):

@@ -239,7 +239,7 @@ def _start(cell: Cell, folder: Path, threads: int, slot: int) -> BaseProcess:
     folder.mkdir(parents=True)
     (folder / JOB).write_text(yaml.safe_dump(cell.job, sort_keys=False))
     environment = _environment(cell, threads, slot)
-    process = _context().Process(target=RUN, args=(folder, environment, threads))
+    process = _context(cell.accelerator).Process(target=RUN, args=(folder, environment, threads))
     own = dict(os.environ)
     try:  # threads and warnings are settled by the imports
         os.environ.update(environment)
@@ -250,8 +250,8 @@ def _start(cell: Cell, folder: Path, threads: int, slot: int) -> BaseProcess:
     return process
 
 
-def _context() -> ForkServerContext | SpawnContext:
-    if sys.platform != "linux":
+def _context(accelerator: str) -> ForkServerContext | SpawnContext:
+    if sys.platform != "linux" or accelerator == "cuda":  # whatever an import asks a GPU, a fork could not ask again
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([run_job.__module__])
