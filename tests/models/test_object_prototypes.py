@@ -34,7 +34,7 @@ THREE = 3
 def fitted_model(views="whole+centre+corners", head="prototypes", backbone=MODEL_NAME, size=(32, 32)):
     torch.manual_seed(0)
     model = ObjectPrototypesModel(backbone, size, views, head).eval()
-    model.normality.fit(model.encode(torch.rand(24, 3, *size)))
+    model.normality.fit(model.features(torch.rand(24, 3, *size)))
     return model
 
 
@@ -57,6 +57,17 @@ def test_one_view_is_the_plain_distance_of_the_encoders_features(head, kind):
     torch.testing.assert_close(model.encode(images), features)
     assert isinstance(model.normality, kind)
     torch.testing.assert_close(model(images).pred_score, model.normality(features))
+
+
+def test_images_too_small_for_the_views_are_refused_and_larger_ones_are_not():
+    model = fitted_model("whole+corners")
+    for action in (model, model.encode):
+        action(IMAGES[:, :, :54, :54])
+        with pytest.raises(
+            ValueError, match=r"\(54, 53\) reach a model .*\(32, 32\) and 5 views, which takes \(54, 54\)"
+        ):
+            action(IMAGES[:, :, :54, :53])
+    with_views(model, "whole")(IMAGES)
 
 
 def test_a_convolutional_encoder_is_pooled_and_stays_frozen():
@@ -128,7 +139,7 @@ def digits():
     rng = np.random.default_rng(0)
     model = ObjectPrototypesModel(MODEL_NAME, (96, 96), "whole+centre+corners").eval()
     load_weights(model.encoder, WEIGHTS)
-    model.normality.fit(model.encode(as_images(compose_split("train", 60, THREE, 60, rng))))
+    model.normality.fit(model.features(as_images(compose_split("train", 60, THREE, 60, rng))))
     val = load_part("val")
     rules = [{"present": THREE}] * 30 + [{"absent": THREE}] * 30
     scenes = [compose_scene(val, draw_classes(rng, 2, **rule), rng, size=160) for rule in rules]

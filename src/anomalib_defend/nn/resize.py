@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 
 
-def check_size(images: Tensor, size: tuple[int, int], model: str = "") -> None:
+def check_size(images: Tensor, size: tuple[int, int], model: str = "", *, or_larger: bool = False) -> None:
     """See that images [B, C, H, W] have the size that a network takes.
 
     Args:
         images: What reaches it.
         size: Height and width.
         model: What takes them, for the message; by default a model for ``image_size``.
+        or_larger: It takes larger images, too.
 
     Raises:
         ValueError: If they have another.
     """
-    if tuple(images.shape[-2:]) != size:
+    found = tuple(images.shape[-2:])
+    if any(side < least for side, least in zip(found, size, strict=True)) if or_larger else found != size:
         model = model or f"a model for image_size={size}"
-        msg = f"Images of {tuple(images.shape[-2:])} reach {model}: its pre_processor has to resize them."
+        msg = f"Images of {found} reach {model}: its pre_processor has to resize them."
         raise ValueError(msg)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .resize import antialiased_resize
+from .resize import antialiased_resize, check_size
 
 Box: TypeAlias = tuple[float, float, float, float]
 Views = Literal["whole", "whole+centre", "whole+corners", "whole+centre+corners"]
@@ -50,6 +50,17 @@ def needed_size(size: tuple[int, int], boxes: Sequence[Box]) -> tuple[int, int]:
     height = min(bottom - top for _, top, _, bottom in boxes)
     # 0.6 is not exact in binary: 336 / 0.6 is not to become 561
     return math.ceil(size[0] / height - 1e-6), math.ceil(size[1] / width - 1e-6)
+
+
+def check_views(images: Tensor, size: tuple[int, int], boxes: Sequence[Box], *, or_larger: bool = False) -> None:
+    """See that images [B, C, H, W] were resized for views of ``size``: none is cut out of a smaller image.
+
+    Raises:
+        ValueError: If they have another size or, with ``or_larger``, a smaller one.
+    """
+    needed = needed_size(size, boxes)
+    views = "" if len(boxes) == 1 else f" and {len(boxes)} views, which takes {needed}"
+    check_size(images, needed, f"a model for image_size={size}{views}", or_larger=or_larger)
 
 
 def pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:

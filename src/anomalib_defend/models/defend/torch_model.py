@@ -27,10 +27,9 @@ from anomalib_defend.nn.distance import (
     normalize_features,
 )
 from anomalib_defend.nn.masking import num_kept, sample_patches
-from anomalib_defend.nn.resize import check_size
 from anomalib_defend.nn.score import map_of_views
 from anomalib_defend.nn.sinkhorn import perplexity, sinkhorn
-from anomalib_defend.nn.views import LAYOUTS, Box, Views, cut, needed_size
+from anomalib_defend.nn.views import LAYOUTS, Box, Views, check_views, cut, needed_size
 
 from .loss import dense_loss
 
@@ -159,12 +158,8 @@ class DefendModel(nn.Module):
         Raises:
             ValueError: If the images have another size.
         """
-        self._check_size(images)
+        check_views(images, self.image_size, self.boxes)
         return cut(images, self.boxes[0], self.image_size)
-
-    def _check_size(self, images: Tensor) -> None:
-        views = "" if len(self.boxes) == 1 else f" and {len(self.boxes)} views, which takes {self.resized_size}"
-        check_size(images, self.resized_size, f"a model for image_size={self.image_size}{views}")
 
     @torch.no_grad()
     def reset_student(self) -> None:
@@ -295,7 +290,7 @@ class DefendModel(nn.Module):
         Returns:
             ``pred_score`` [B] and ``anomaly_map`` [B, 1, H, W], not scaled.
         """
-        self._check_size(images)
+        check_views(images, self.image_size, self.boxes)
         views = (cut(images, box, self.image_size) for box in self.boxes)
         if torch.compiler.is_compiling():  # in an exported model the networks are there once, and see all views
             distances = self.distances(torch.cat(list(views))).unflatten(0, (len(self.boxes), -1))

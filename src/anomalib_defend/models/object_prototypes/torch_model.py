@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anomalib_defend.nn.encoder import create_encoder
 from anomalib_defend.nn.normality import Clusters, NearestNeighbors, Normality
-from anomalib_defend.nn.views import LAYOUTS, Box, Views, cut, distance_map
+from anomalib_defend.nn.views import LAYOUTS, Box, Views, check_views, cut, distance_map
 
 Head = Literal["prototypes", "neighbors"]
 
@@ -69,7 +69,12 @@ class ObjectPrototypesModel(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """What stands for a normal image: features [B, D] of the whole of images [B, 3, H, W]."""
+        """What stands for a normal image: features [B, D] of the whole of images [B, 3, H, W].
+
+        Raises:
+            ValueError: If the images are too small for the views.
+        """
+        check_views(images, self.image_size, self.boxes, or_larger=True)
         return self.features(cut(images, self.boxes[0], self.image_size))
 
     def distances(self, images: Tensor) -> Tensor:
@@ -77,7 +82,12 @@ class ObjectPrototypesModel(nn.Module):
 
         The encoder sees one view of all images at a time: memory does not grow with the number of views. In an exported
         model it is there once, and sees all views in one batch.
+
+        Raises:
+            ValueError: If a view would have to be enlarged. (Larger images pass: the first view of several, as a
+                model of its own, sees those that the others need.)
         """
+        check_views(images, self.image_size, self.boxes, or_larger=True)
         views = (cut(images, box, self.image_size) for box in self.boxes)
         if torch.compiler.is_compiling():
             return self.normality(self.features(torch.cat(list(views)))).reshape(len(self.boxes), -1).T
