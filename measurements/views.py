@@ -1,11 +1,11 @@
 """What views and larger inputs cost, and what they bring for it: a table and a plot of docs/benchmarks.md.
 
 ``python -m measurements.views runs/benchmark/objects --plot docs/views.png``: of every model of a finished comparison,
-the passes of its encoder at that encoder's own size that an image takes (by operations), and images a second and
-milliseconds an image of its OpenVINO model (f32, one thread, photographs of 375 x 500 pixels in memory; weights are
-random, which costs the same), beside the comparison's AUROC, its difference to the comparison's reference, and that to
-the best model of the same encoder that looks once at an image and takes no more passes. A table for each group of data,
-the plot of the first.
+the passes of its encoder (``Defend``: of teacher and student) at that encoder's own size that an image takes (by
+operations), and images a second and milliseconds an image of its OpenVINO model (f32, one thread, photographs of 375 x
+500 pixels in memory; weights are random, which costs the same), beside the comparison's AUROC, its difference to the
+comparison's reference, and that to the best model of the same encoder that looks once at an image and takes no more
+passes. A table for each group of data, the plot of the first.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import timm
 import torch
 from anomalib.engine import Engine
 from anomalib.models import AnomalibModule
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,7 +40,12 @@ from .speed.timing import alternate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import BboxBase
+
 BATCH, TRAINING = 8, 40
+NETWORKS = ("model.encoder", "model.teacher", "model.student")
+PLACES = ((5, -3, "left"), (-5, -3, "right"), (0, 6, "center"), (0, -12, "center"))  # points from a mark, alignment
 
 
 class Price(NamedTuple):
@@ -50,20 +56,22 @@ class Price(NamedTuple):
     batched: float
 
 
-def operations(module: torch.nn.Module, image: torch.Tensor, part: str = "") -> int:
-    """Multiplications and additions of an image, in the modules directly below a part."""
+def operations(module: torch.nn.Module, image: torch.Tensor, parts: tuple[str, ...] = ("",)) -> int:
+    """Multiplications and additions of an image, in the modules directly below the parts."""
     plain = sdpa_kernel(SDPBackend.MATH)  # the fused attention of a CPU is not counted
     with FlopCounterMode(display=False) as counter, torch.inference_mode(), plain:
         module(image)
     counts = {
         name.partition(".")[2].rpartition("."): sum(of.values()) for name, of in counter.get_flop_counts().items()
     }
-    return sum(count for (above, _, name), count in counts.items() if above == part and name)
+    return sum(count for (above, _, name), count in counts.items() if above in parts and name)
 
 
 def fitted(settings: dict[str, Any], folder: Path) -> AnomalibModule:
     """A model with random weights on generated photographs, which costs what a good one does."""
     arguments = {**settings["init_args"], "weights": None, "pre_trained": False, "visualizer": False}
+    if settings["class_path"] == "Defend":
+        arguments |= {"dense_epochs": 0, "distill_epochs": 1}
     model = build("model", {**settings, "init_args": arguments})
     data = SemanticFolder(folder, "normal", num_workers=0, seed=0)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
@@ -82,7 +90,7 @@ def price(results: Table, repeats: int, scratch: Path) -> dict[str, Price]:
         model = fitted(chosen, scratch)
         encoder = timm.create_model(chosen["init_args"]["backbone"], num_classes=0).eval()
         own = operations(encoder, torch.rand(1, *encoder.pretrained_cfg["input_size"]))
-        passes[name] = operations(model, images[:1], "model.encoder") / own
+        passes[name] = operations(model, images[:1], NETWORKS) / own
         compiled = scorer(model.to_openvino(scratch / str(number)), 1, precision="f32")
         contenders[f"{name}, alone"] = partial(compiled, images[:1].numpy())
         contenders[f"{name}, batched"] = partial(compiled, images.numpy())
@@ -147,6 +155,11 @@ def plot(found: list[dict[str, object]], data: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     colors: dict[object, str] = {}
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_formatter("{x:.0f}")
+    axes.margins(x=0.2, y=0.1)
+    labels: list[tuple[str, tuple[float, float]]] = []
     for row in found:
         place = (float(str(row[f"ms, in {BATCH}"])), float(str(row["AUROC"])))
         name = str(row["model"]).rpartition(", ")[2]
@@ -154,18 +167,32 @@ def plot(found: list[dict[str, object]], data: str, path: Path) -> None:
         color = colors.setdefault(row["encoder"], f"C{len(colors)}")
         marker = "s" if name.startswith("DN2") else "o"
         axes.scatter(*place, s=25, marker=marker, color=color, label=row["encoder"] if new else None)
-        left = "+" in name  # views lie near larger inputs
-        offset = (-5, -3) if left else (5, -3)
-        axes.annotate(
-            name, place, xytext=offset, textcoords="offset points", fontsize=8, ha="right" if left else "left"
-        )
+        labels.append((name, place))
     axes.legend(loc="lower left", fontsize=8)
-    axes.set_xscale("log")
     axes.set_xlabel(f"milliseconds an image, OpenVINO f32, one thread, batches of {BATCH}")
     axes.set_ylabel(f"image AUROC, {data}")
-    axes.margins(x=0.2)
     axes.grid(alpha=0.3, which="both")
+    name_marks(axes, labels)
     figure.savefig(path, dpi=100)
+
+
+def name_marks(axes: Axes, labels: list[tuple[str, tuple[float, float]]]) -> None:
+    """Write names beside their marks, each where it covers no other name or mark and stays inside, if there is room."""
+    figure = cast("Figure", axes.figure)
+    figure.draw_without_rendering()  # sets the scale
+    marks = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform([place for _, place in labels])]
+    taken: list[BboxBase] = list(marks)
+    for name, place in labels:
+        for x, y, align in PLACES:
+            text = axes.annotate(name, place, (x, y), textcoords="offset points", fontsize=8, ha=align)
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken) and axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1:
+                break
+            text.remove()
+        else:
+            text = axes.annotate(name, place, PLACES[0][:2], textcoords="offset points", fontsize=8)
+            box = text.get_window_extent()
+        taken.append(box)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """The table and the plot of views beside larger inputs, of small models."""
 
+import re
 import sys
 
 import pytest
@@ -32,5 +33,32 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     assert dn2["difference"].startswith("-0.")
     assert dn2["best rival"] == "-"
     assert centre["best rival"] == "DN2"
-    assert centre["difference to it"] == dn2["difference"].replace("-", "+", 1) or centre["difference to it"][0] == "+"
+    mean, low, high = (float(number) for number in re.findall(r"[+-][\d.]+", dn2["difference"]))
+    mirrored = [float(number) for number in re.findall(r"[+-][\d.]+", centre["difference to it"])]
+    assert mirrored == pytest.approx([-mean, -high, -low], abs=0.002)
     assert (tmp_path / "views.png").stat().st_size > 1000
+
+
+def test_names_in_the_plot_cover_neither_each_other_nor_marks(tmp_path, monkeypatch):
+    written = []
+    place = views.name_marks
+    monkeypatch.setattr(views, "name_marks", lambda axes, labels: written.append(axes) or place(axes, labels))
+    spots = {
+        "DN2 at 224": (40, 0.83),
+        "whole at 336": (77, 0.877),
+        "whole+centre": (76, 0.8765),
+        "DN2 at 336": (75, 0.877),
+    }
+    rows = [
+        {"model": name, "encoder": MINIATURE, "ms, in 8": milliseconds, "AUROC": auroc}
+        for name, (milliseconds, auroc) in spots.items()
+    ]
+    views.plot(rows, "VOC", tmp_path / "plot.png")
+    (axes,) = written
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert {text.get_text() for text in axes.texts} == set(spots)
+    marks = axes.transData.transform(list(spots.values()))
+    for number, box in enumerate(boxes):
+        assert not box.count_overlaps(boxes[:number])
+        assert not any(box.contains(*mark) for mark in marks)
+        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1

@@ -649,10 +649,14 @@ def test_a_killed_training_goes_on_to_the_same_bits(fitted, tmp_path):
 
 
 def table(path: Path) -> list[dict[str, Any]]:
-    """What a test has written of each image: path below the data, labels and numbers."""
+    """What a test has written of each image: path below the data, labels, numbers, and the box of the best view."""
     names = ("raw_score", "score", "p_value", "threshold", "label", "true_label")
     return [
-        {"image": "/".join(Path(row.path).parts[-2:]), **{name: getattr(row, name) for name in names}}
+        {
+            "image": "/".join(Path(row.path).parts[-2:]),
+            "box": str(row.box),
+            **{name: getattr(row, name) for name in names},
+        }
         for row in read_table(path)
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anomalib.data.utils import read_image
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -330,6 +331,7 @@ def test_other_weights_in_a_checkpoint_are_refused(trained, defend_checkpoint, t
 def test_exports_of_photographs_are_exact_and_eight_bits_keep_the_order(
     shared, make_engine, tmp_path, backbone, file, size
 ):
+    onnxruntime = pytest.importorskip("onnxruntime")
     shutil.unpack_archive(shared / "data" / "voc2012_animals.zip", tmp_path)
     model = ObjectPrototypes(backbone, weights=str(shared / "weights" / file), image_size=size)
     data = SemanticVOC(tmp_path, category="horse", max_train_images=120, num_workers=0, val_split_ratio=0.15)
@@ -340,5 +342,9 @@ def test_exports_of_photographs_are_exact_and_eight_bits_keep_the_order(
     exact = openvino_scores(model.to_openvino(tmp_path / "f32"), paths, F32)
     assert np.abs(exact.raw - expected.raw).max() < 1e-5
     assert (exact.novel == expected.novel).all()
+    onnx = onnxruntime.InferenceSession(model.to_onnx(tmp_path / "onnx"), providers=["CPUExecutionProvider"])
+    images = [read_image(path, as_tensor=True)[None].numpy() for path in paths]
+    scores = [onnx.run(["pred_score"], {onnx.get_inputs()[0].name: image})[0].item() for image in images]
+    assert np.abs(scores - expected.raw.squeeze()).max() < 1e-5
     eight = model.to_openvino(tmp_path / "int8", compression_type="int8_ptq", datamodule=data)
     assert spearmanr(openvino_scores(eight, paths, {}).raw, expected.raw).statistic > 0.99
