@@ -111,7 +111,7 @@ def rows(against: Callable[[str | None], Table], prices: dict[str, Price], data:
     for name, cost in prices.items():
         values = results.values(name, data, row)
         if values:
-            rival = best_rival(name, results, prices, data)
+            rival = best_rival(name, against, prices, data)
             found.append(
                 {
                     "model": name,
@@ -130,20 +130,24 @@ def rows(against: Callable[[str | None], Table], prices: dict[str, Price], data:
     return found
 
 
-def best_rival(name: str, results: Table, prices: dict[str, Price], data: str) -> str | None:
-    """The best other model of the same encoder that looks once at an image, for no more passes (1 % more is none)."""
+def best_rival(name: str, against: Callable[[str | None], Table], prices: dict[str, Price], data: str) -> str | None:
+    """The best other model of the same encoder that looks once at an image, for no more passes (1 % more is none).
+
+    Best on the seeds that it shares with the model.
+    """
+    results = against(None)
     settings = {model: chosen["init_args"] for model, chosen in _settings(results).items()}
     row, own = results.last_row(data), settings[name]["backbone"]
-    values = {
-        other: mean(found)
+    ahead = {
+        other: found.mean
         for other, cost in prices.items()
         if other != name
         and settings[other]["backbone"] == own
         and "+" not in settings[other].get("views", "")
         and cost.passes <= 1.01 * prices[name].passes
-        and (found := results.values(other, data, row))
+        and isinstance(found := against(other).difference(name, data, row), Difference)
     }
-    return max(values, key=values.__getitem__, default=None)
+    return min(ahead, key=ahead.__getitem__, default=None)
 
 
 def _text(found: Difference | str | None) -> str | None:
