@@ -57,14 +57,14 @@ class Price(NamedTuple):
 
 
 def operations(module: torch.nn.Module, image: torch.Tensor, parts: tuple[str, ...] = ("",)) -> int:
-    """Multiplications and additions of an image, in the modules directly below the parts."""
+    """Multiplications and additions of an image, in the modules below the parts."""
     plain = sdpa_kernel(SDPBackend.MATH)  # the fused attention of a CPU is not counted
     with FlopCounterMode(display=False) as counter, torch.inference_mode(), plain:
         module(image)
-    counts = {
-        name.partition(".")[2].rpartition("."): sum(of.values()) for name, of in counter.get_flop_counts().items()
-    }
-    return sum(count for (above, _, name), count in counts.items() if above in parts and name)
+    counts = {f".{name.partition('.')[2]}": sum(of.values()) for name, of in counter.get_flop_counts().items()}
+    below = [name for name in counts if any(name.startswith(f".{part}") and name != f".{part}" for part in parts)]
+    outermost = (name for name in below if not any(name.startswith(f"{other}.") for other in below))
+    return sum(counts[name] for name in outermost)
 
 
 def fitted(settings: dict[str, Any], folder: Path) -> AnomalibModule:

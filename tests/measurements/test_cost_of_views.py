@@ -13,13 +13,15 @@ SMALL = {"backbone": MINIATURE, "image_size": 32}
 MODELS = {
     "DN2": {"class_path": "DN2", "init_args": {**SMALL}},
     "whole+centre": {"class_path": "ObjectPrototypes", "init_args": {**SMALL, "views": "whole+centre"}},
+    "Defend": {"class_path": "Defend", "init_args": {**SMALL}},
 }
 
 
-@pytest.mark.slow  # two exports
+@pytest.mark.slow  # three exports
 def test_the_program(tmp_path, monkeypatch, capsys):
     pytest.importorskip("openvino")
-    scores = {("DN2", "dog", 0): make_scores(0, 0.5), ("whole+centre", "dog", 0): make_scores(0, 1.5)}
+    shifts = {"DN2": 0.5, "whole+centre": 1.5, "Defend": 0.2}
+    scores = {(model, "dog", 0): make_scores(0, shift) for model, shift in shifts.items()}
     write_results(tmp_path, scores, tuple(MODELS), ("dog",), (0,), settings=MODELS)
     arguments = [str(tmp_path), "--data", "VOC", "--repeats", "1", "--reference", "whole+centre"]
     arguments += ["--plot", str(tmp_path / "views.png")]
@@ -27,9 +29,10 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     views.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     names, _, *cells = ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)
-    dn2, centre = (dict(zip(names, row, strict=True)) for row in cells)
+    dn2, centre, defend = (dict(zip(names, row, strict=True)) for row in cells)
     assert float(dn2["passes"]) == pytest.approx(1, rel=0.1)
     assert float(centre["passes"]) == pytest.approx(2, rel=0.1)
+    assert float(defend["passes"]) == pytest.approx(2, rel=0.1)  # teacher and student
     assert dn2["difference"].startswith("-0.")
     assert dn2["best rival"] == "-"
     assert centre["best rival"] == "DN2"
