@@ -141,15 +141,17 @@ def test_unknown_category_is_refused(anomalib, voc):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_configurations_run(anomalib, voc, path, tmp_path):
-    data = yaml.safe_load(path.read_text())["data"]
+    config = yaml.safe_load(path.read_text())
+    data, arguments = config["data"], config["model"]["init_args"]
     category, root = data["init_args"]["category"], voc
+    block = ["--model.init_args.attention_block", "5"] if "attention_block" in arguments else []  # of six
     if data["class_path"].endswith("SemanticFolder"):
         root = tmp_path / "folder"
         miniatures.write_folder(root)
     run = anomalib(
         "train", "--config", path, "--data.init_args.root", root, "--data.init_args.num_workers", "0",
         "--data.init_args.category", "dog" if category != "dog" else "cat",
-        "--model.init_args.backbone", "vit_digits_patch8_96", "--trainer.fast_dev_run", "true", *TRAINER,
+        "--model.init_args.backbone", "vit_digits_patch8_96", *block, "--trainer.fast_dev_run", "true", *TRAINER,
     )  # fmt: skip
     assert run.model.trained_steps.all() or run.model.hparams.dense_epochs == 0
 
