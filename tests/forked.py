@@ -1,11 +1,13 @@
 """Processes for tests, forked from one that has imported everything: anomalib takes seconds to import each time."""
 
 import faulthandler
+import importlib
 import multiprocessing
 import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -63,7 +65,10 @@ def run_ranks(ranks: int, function: Callable[..., object], *arguments: object) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    processes = [start(function, *arguments, LOCAL_RANK=str(rank), NODE_RANK="0", **common) for rank in range(ranks)]
+    processes = []
+    for rank in range(ranks):
+        processes.append(start(function, *arguments, LOCAL_RANK=str(rank), NODE_RANK="0", **common))
+        time.sleep(0.2)  # anomalib's `create_versioned_dir` ends with an error where two take the same number at once
     assert [wait(process) for process in processes] == [0] * ranks
 
 
@@ -85,4 +90,5 @@ def _become(
     os.dup2(file, 1)
     os.dup2(file, 2)
     faulthandler.dump_traceback_later(SECONDS - 10)  # where it hangs
+    importlib.import_module("encoders")  # the server may be one that a comparison has started, without PRELOADED
     function(*arguments)

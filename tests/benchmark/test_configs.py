@@ -130,7 +130,7 @@ def test_the_reduced_set_is_the_issues():
 def test_settings_of_defend_are_selected_on_cells_that_no_table_shows():
     names = ("reduced", "photographs", "defend_looks", "defend_rate")
     cells = [cell for name in names for cell in load(find(name)).cells if "VOC" in cell.data_settings["class_path"]]
-    selected = [cell for cell in cells if cell.data == "VOC, selection"]
+    selected = [cell for cell in cells if cell.data.startswith("VOC, selection")]  # or "..., trained on parts"
     assert {cell.category for cell in selected} == {"dog+sheep", "cow+horse", "sheep", "cat+dog"}
     assert {cell.seed for cell in selected} == {0}
     shown = {cell.category for cell in cells if cell.model.startswith("Defend") and cell not in selected}

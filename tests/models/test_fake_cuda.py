@@ -16,6 +16,7 @@ from anomalib_defend.models.fcdd.torch_model import FCDDModel
 from anomalib_defend.models.fitymi import torch_model as fitymi
 from anomalib_defend.models.msad.torch_model import MSADModel
 from anomalib_defend.nn.normality import Center, Clusters, NearestNeighbors
+from anomalib_defend.nn.views import needed_size
 
 CUDA = "cuda:0"
 
@@ -72,6 +73,8 @@ def test_losses_and_forward_pass(row, monkeypatch):
     module = row.build()
     network = module.model
     size = getattr(network, "resized_size", getattr(network, "image_size", (32, 32)))
+    if hasattr(network, "boxes"):  # parts of an image
+        size = needed_size(network.image_size, network.boxes)
     if row.model.__name__ == "Fitymi":
         network.generator = module.build_generator()
         monkeypatch.setattr(fitymi, "random_crops", fitymi.center_crop)  # their places are drawn as numbers
